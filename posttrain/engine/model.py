@@ -1,0 +1,300 @@
+"""A lean decoder: Qwen3 as Hugging Face stores it.
+
+Attribute names are those of the checkpoint, so loading is a plain `load_state_dict`. The same
+module serves LoRA training, full-parameter pretraining and sampling with a key-value cache.
+
+Shapes: B sequences, T positions, D hidden, H query heads, K key-value heads, d head dimension,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from posttrain.engine.config import DecoderConfig
+from posttrain.engine.lora import Adapter
+
+
+class Linear(nn.Linear):
+    """A bias-free linear layer that adds the low-rank update of an adapter, if there is one."""
+
+    def __init__(self, path: str, columns: int, rows: int) -> None:
+        super().__init__(columns, rows, bias=False)
+        self.path = path
+
+    def forward(self, x: Tensor, adapter: Adapter | None = None) -> Tensor:
+        y = F.linear(x, self.weight)
+        pair = adapter.factors.get(self.path) if adapter is not None else None
+        if adapter is not None and pair is not None:
+            y = y + F.linear(F.linear(x, pair[0]), pair[1]) * adapter.scale
+        return y
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Cache:
+    """Keys and values of every layer, allocated once: `(layers, B, K, capacity, d)`."""
+
+    def __init__(self, config: DecoderConfig, rows: int, capacity: int, like: Tensor) -> None:
+        shape = (
+            config.num_hidden_layers,
+            rows,
+            config.num_key_value_heads,
+            capacity,
+            config.head_dim,
+        )
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+
+    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v `(B, K, T, d)` at `positions` `(B, T)`; return this layer's whole cache."""
+        rows = torch.arange(k.shape[0], device=k.device)[:, None]
+        self.keys[layer][rows, :, positions] = k.transpose(1, 2)
+        self.values[layer][rows, :, positions] = v.transpose(1, 2)
+        return self.keys[layer], self.values[layer]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) the given rows, in the given order."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normalised queries and keys (Qwen3)."""
+
+    def __init__(self, path: str, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.group = config.num_attention_heads // config.num_key_value_heads
+        wide = config.num_attention_heads * config.head_dim
+        narrow = config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(f"{path}.q_proj", config.hidden_size, wide)
+        self.k_proj = Linear(f"{path}.k_proj", config.hidden_size, narrow)
+        self.v_proj = Linear(f"{path}.v_proj", config.hidden_size, narrow)
+        self.o_proj = Linear(f"{path}.o_proj", wide, config.hidden_size)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor,
+        positions: Tensor | None,
+        cache: Cache | None,
+        adapter: Adapter | None,
+    ) -> Tensor:
+        rows, length, _ = x.shape
+        heads = (rows, length, -1, self.head_dim)
+        q = self.q_norm(self.q_proj(x, adapter).view(heads)).transpose(1, 2)  # (B, H, T, d)
+        k = self.k_norm(self.k_proj(x, adapter).view(heads)).transpose(1, 2)  # (B, K, T, d)
+        v = self.v_proj(x, adapter).view(heads).transpose(1, 2)
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        if cache is not None and positions is not None:
+            k, v = cache.write(self.layer, positions, k, v)
+            k, v = k[:, :, : bias.shape[-1]], v[:, :, : bias.shape[-1]]
+        # Explicit softmax: on CPUs its backward is several times faster than the fused kernel's
+        # at these head sizes. Query heads of a group are stacked along the query axis, so that
+        # their shared keys are neither copied nor expanded.
+        q = q.reshape(rows, -1, self.group * length, self.head_dim)  # (B, K, group*T, d)
+        scores = (q * (1.0 / math.sqrt(self.head_dim))) @ k.transpose(-1, -2)
+        scores = scores.view(rows, -1, self.group, length, bias.shape[-1]) + bias
+        weights = (
+            scores.softmax(-1, dtype=torch.float32)
+            .to(v.dtype)
+            .view(rows, -1, self.group * length, bias.shape[-1])
+        )
+        mixed = (weights @ v).view(rows, -1, length, self.head_dim).transpose(1, 2)
+        return self.o_proj(mixed.reshape(rows, length, -1), adapter)
+
+
+class MLP(nn.Module):
+    """Gated feed-forward layer (SwiGLU)."""
+
+    def __init__(self, path: str, config: DecoderConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(f"{path}.gate_proj", width, inner)
+        self.up_proj = Linear(f"{path}.up_proj", width, inner)
+        self.down_proj = Linear(f"{path}.down_proj", inner, width)
+
+    def forward(self, x: Tensor, adapter: Adapter | None) -> Tensor:
+        gated = F.silu(self.gate_proj(x, adapter)) * self.up_proj(x, adapter)
+        return self.down_proj(gated, adapter)
+
+
+class Block(nn.Module):
+    def __init__(self, path: str, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(f"{path}.self_attn", config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(f"{path}.mlp", config)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor,
+        positions: Tensor | None,
+        cache: Cache | None,
+        adapter: Adapter | None,
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, bias, positions, cache, adapter)
+        return x + self.mlp(self.post_attention_layernorm(x), adapter)
+
+
+class Trunk(nn.Module):
+    """Everything below the unembedding: the checkpoint's `model.` part."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Block(f"model.layers.{i}", config, i) for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states to logits."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = Linear("lm_head", config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        self.register_buffer("frequencies", config.rope_theta**-half, persistent=False)
+        self.frequencies: Tensor
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        adapter: Adapter | None = None,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states `(B, T, D)` after the final norm, for `tokens` `(B, T)`.
+
+        Without a cache, rows start at position 0 and attend causally; padding belongs on the
+        right, where causality keeps it out of every real position. With a cache, `positions`
+        `(B, T)` says where each token stands, and each attends to all cached positions up to its
+        own.
+        """
+        x = self.model.embed_tokens(tokens)
+        if cache is None or positions is None:
+            at = torch.arange(tokens.shape[1], device=tokens.device)
+            seen = at[:, None] >= at[None, :]  # (T, T)
+        else:
+            at = positions
+            reach = torch.arange(int(positions.max()) + 1, device=tokens.device)
+            seen = (positions[:, :, None] >= reach)[:, None, None]  # (B, 1, 1, T, reach)
+        bias = torch.zeros(seen.shape, dtype=x.dtype, device=x.device)
+        bias.masked_fill_(~seen, float("-inf"))
+        angles = at[..., None].float() * self.frequencies  # (T, d/2) or (B, T, d/2)
+        angles = torch.cat((angles, angles), -1)
+        if angles.dim() == 3:
+            angles = angles[:, None]
+        rotary = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+        for block in self.model.layers:
+            x = block(x, rotary, bias, positions, cache, adapter)
+        return self.model.norm(x)
+
+    def logits(self, hidden: Tensor, adapter: Adapter | None = None) -> Tensor:
+        """`(..., D)` to `(..., V)`."""
+        return self.lm_head(hidden, adapter)
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """`(out, in)` of every layer that LoRA can adapt, by path."""
+        layers = (m for m in self.modules() if isinstance(m, Linear))
+        return {m.path: (m.out_features, m.in_features) for m in layers}
+
+    @torch.no_grad()
+    def merged(self, adapter: Adapter) -> Decoder:
+        """A copy with the adapter added into its weights: what sampling runs on.
+
+        Embedding and norms are shared with this decoder, not copied.
+        """
+        copy = Decoder.empty(self.config)
+        state = dict(self.named_parameters())
+        for name, parameter in state.items():
+            assign(copy, name, parameter)
+        assign(copy, "lm_head.weight", self.lm_head.weight)
+        for path in adapter.factors:
+            delta, weight = adapter.delta(path), self.get_submodule(path).weight
+            assert delta is not None and isinstance(weight, Tensor)
+            merged = nn.Parameter((weight.float() + delta).to(weight.dtype), requires_grad=False)
+            assign(copy, f"{path}.weight", merged)
+        copy.frequencies = self.frequencies
+        return copy
+
+    @classmethod
+    def empty(cls, config: DecoderConfig) -> Decoder:
+        """A decoder without storage, whose parameters are about to be assigned."""
+        with torch.device("meta"):
+            return cls(config)
+
+    @classmethod
+    def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
+        """Read a Hugging Face directory: `config.json` and `model.safetensors`.
+
+        Raises:
+            FileNotFoundError: one of the two files is missing.
+            ValueError: the weights do not fit the config.
+        """
+        config = DecoderConfig.from_dir(directory)
+        path = Path(directory) / "model.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: no weights to load")
+        decoder = cls(config)
+        state = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+        if config.tie_word_embeddings and "model.embed_tokens.weight" in state:
+            state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        try:
+            decoder.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit its config.json: {error}") from None
+        return decoder.to(dtype).requires_grad_(False).eval()
+
+    def save(self, directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Write `config.json` and `model.safetensors` as `transformers` reads them."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        state = {n: t.detach().to(dtype).contiguous() for n, t in self.state_dict().items()}
+        if self.config.tie_word_embeddings:
+            del state["lm_head.weight"]
+        save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+        (directory / "config.json").write_text(json.dumps(self.config.to_hf(), indent=2) + "\n")
+
+
+def assign(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Set the parameter at a dotted name, sharing its storage."""
+    path, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(path), leaf, parameter)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), half-split layout."""
+    cos, sin = rotary
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
