@@ -69,9 +69,26 @@ class Cache:
         self.values[layer][rows, :, positions] = v.transpose(1, 2)
         return self.keys[layer], self.values[layer]
 
-    def select(self, rows: Tensor) -> None:
-        """Keep (or repeat) the given rows, in the given order."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    @classmethod
+    def gather(
+        cls, config: DecoderConfig, parts: list[tuple[Cache, Tensor]], capacity: int
+    ) -> Cache:
+        """A new cache of the given rows of several, one part after the other.
+
+        `capacity` must hold every part's used positions; what lies beyond it is dropped.
+        """
+        rows = sum(len(chosen) for _, chosen in parts)
+        new, start = cls(config, rows, capacity, parts[0][0].keys), 0
+        for old, chosen in parts:
+            place = slice(start, start + len(chosen)), slice(None), slice(old.capacity)
+            new.keys[:, *place] = old.keys[:, chosen, :, :capacity]
+            new.values[:, *place] = old.values[:, chosen, :, :capacity]
+            start += len(chosen)
+        return new
 
 
 class Attention(nn.Module):

@@ -1,0 +1,279 @@
+"""Batched generation: many requests share every forward pass.
+
+A `Generation` holds the rows being generated with one set of weights. Requests are admitted at
+any time; each distinct prompt among those admitted together is computed once, whatever its
+number of samples; rows that have finished leave the batch. Shapes: B rows, V vocabulary.
+
+Returned log-probabilities are those of the model itself (the unscaled logits), so that a
+trainer's ratio is 1 on fresh samples, whatever temperature they were drawn at.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from posttrain.engine.config import DecoderConfig
+from posttrain.engine.draw import Policy, draw
+from posttrain.engine.errors import UserError
+from posttrain.engine.model import Cache, Decoder
+from posttrain.engine.stops import Stops
+from posttrain.engine.trainer import target_logprobs
+
+PREFILL = 4096  # prompt positions in one pass, padding included
+BLOCK = 64  # random numbers drawn for a row, and cache positions added, at a time
+SPARSE = 0.75  # the batch is packed when fewer of its rows than this are alive
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sample. `prompt` is at least one token; -1 and 1.0 switch top_k and top_p off."""
+
+    prompt: tuple[int, ...]
+    num_samples: int = 1
+    max_tokens: int | None = None  # None: up to the model's context
+    temperature: float = 1.0  # 0: the most probable token
+    top_k: int = -1
+    top_p: float = 1.0
+    seed: int | None = None
+    stops: Stops = Stops()
+    prompt_logprobs: int = 0  # how many of the last prompt positions to score
+
+    def check(self, config: DecoderConfig) -> None:
+        """Raises UserError where this model cannot carry the request out."""
+        limit, vocab = config.max_position_embeddings, config.vocab_size
+        if not self.prompt:
+            raise UserError("the prompt is empty")
+        if len(self.prompt) > limit:
+            raise UserError(f"the prompt has {len(self.prompt)} tokens; the context is {limit}")
+        if min(self.prompt) < 0 or max(self.prompt) >= vocab:
+            raise UserError(f"the prompt holds a token outside the vocabulary of {vocab}")
+        if not 1 <= self.num_samples <= 4096:
+            raise UserError(f"num_samples is {self.num_samples}, not between 1 and 4096")
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise UserError(f"max_tokens is {self.max_tokens}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UserError(f"temperature is {self.temperature}, not a number from 0 up")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}, not in (0, 1]")
+        if self.top_k < 1 and self.top_k != -1:
+            raise UserError(f"top_k is {self.top_k}, neither positive nor -1 (off)")
+
+    def room(self, config: DecoderConfig) -> int:
+        """How many tokens may be generated: max_tokens, as far as the context allows."""
+        left = config.max_position_embeddings - len(self.prompt)
+        return left if self.max_tokens is None else min(self.max_tokens, left)
+
+
+@dataclass
+class Sample:
+    """One generated sequence; `stopped` says that a stop ended it, not its length."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+
+@dataclass
+class Result:
+    """Filled in while `unfinished` counts down to 0.
+
+    `prompt_logprobs` is float32 `(P,)` with NaN where nothing was asked, or None.
+    """
+
+    samples: list[Sample]
+    unfinished: int
+    prompt_logprobs: np.ndarray | None = None
+
+
+@dataclass
+class Row:
+    """One row of the batch: whose it is, and the random numbers that belong to it alone."""
+
+    request: Request
+    result: Result
+    sample: Sample
+    random: np.random.Generator
+    room: int
+    alive: bool = True
+
+
+class Generation:
+    """The rows now being generated on one decoder."""
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer | None) -> None:
+        self.decoder, self.tokenizer = decoder, tokenizer
+        self.device = decoder.lm_head.weight.device
+        self.rows: list[Row] = []
+        self.cache: Cache | None = None
+        self.tokens = np.zeros(0, np.int64)  # (B,) what each row reads next
+        self.positions = np.zeros(0, np.int64)  # (B,) where that token stands
+        self.counts = np.zeros(0, np.int64)  # (B,) how many tokens it has generated
+        self.uniforms = np.zeros((0, BLOCK))  # (B, BLOCK) each row's present random numbers
+        self.policy = Policy.of([], self.device)
+
+    @property
+    def live(self) -> int:
+        return sum(row.alive for row in self.rows)
+
+    @torch.inference_mode()
+    def admit(self, requests: Sequence[Request]) -> list[Result]:
+        """Compute the prompts of `requests`, and the first token of every sample.
+
+        The results are filled in by `step` until their `unfinished` is 0.
+        """
+        results = [Result([], request.num_samples) for request in requests]
+        owners: dict[tuple[int, ...], list[int]] = {}
+        for index, request in enumerate(requests):
+            owners.setdefault(request.prompt, []).append(index)
+        for prompts in prefills(list(owners)):
+            hidden, cache = self.prefill(prompts)
+            rows, sources = [], []
+            for source, prompt in enumerate(prompts):
+                for index in owners[prompt]:
+                    request, result = requests[index], results[index]
+                    if request.prompt_logprobs:
+                        result.prompt_logprobs = self.score(hidden[source], request)
+                    new = self.fresh_rows(request, result)
+                    rows += new
+                    sources += [source] * len(new)
+            if rows:
+                self.join(rows, sources, hidden, cache)
+        return results
+
+    def prefill(self, prompts: list[tuple[int, ...]]) -> tuple[Tensor, Cache]:
+        """One pass over distinct prompts, padded on the right: hidden `(B, T, D)`, and a cache."""
+        tokens = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+        tokens = tokens.to(self.device)
+        positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
+        cache = Cache(self.decoder.config, *tokens.shape, self.decoder.lm_head.weight)
+        return self.decoder(tokens, positions=positions, cache=cache), cache
+
+    def score(self, hidden: Tensor, request: Request) -> np.ndarray:
+        """Log-probabilities `(P,)` of the prompt's tokens, each given those before it."""
+        length = len(request.prompt)
+        first = max(1, length - request.prompt_logprobs)
+        found = np.full(length, np.nan, np.float32)
+        if first < length:
+            targets = torch.tensor(request.prompt[first:], device=self.device)[:, None]
+            scores = target_logprobs(self.decoder, None, hidden[first - 1 : length - 1], targets)
+            found[first:] = scores[:, 0].cpu().numpy()
+        return found
+
+    def fresh_rows(self, request: Request, result: Result) -> list[Row]:
+        """A row for each sample. Its random numbers depend on (seed, index of the sample) only."""
+        result.samples = [Sample() for _ in range(request.num_samples)]
+        room = request.room(self.decoder.config)
+        if not room:
+            result.unfinished = 0
+            return []
+        seed = secrets.randbits(64) if request.seed is None else request.seed % 2**64
+        return [
+            Row(
+                request, result, sample, np.random.Generator(np.random.Philox(key=[seed, i])), room
+            )
+            for i, sample in enumerate(result.samples)
+        ]
+
+    def join(self, rows: list[Row], sources: list[int], hidden: Tensor, cache: Cache) -> None:
+        """Append rows that continue the given prompts, and give each its first token."""
+        lengths = np.array([len(row.request.prompt) for row in rows])
+        source = torch.tensor(sources, device=self.device)
+        ends = torch.from_numpy(lengths - 1).to(self.device)
+        uniforms = np.stack([row.random.random(BLOCK) for row in rows])
+        policy = Policy.of([row.request for row in rows], self.device)
+        logits = self.decoder.logits(hidden[source, ends]).float()
+        tokens, logprobs = draw(logits, uniforms[:, 0], policy)
+        capacity = max(int(lengths.max()) + BLOCK, self.cache.capacity if self.cache else 0)
+        parts = [(cache, source)]
+        if self.cache is not None:
+            parts.insert(0, (self.cache, torch.arange(len(self.rows), device=self.device)))
+        self.cache = Cache.gather(self.decoder.config, parts, capacity)
+        self.rows = self.rows + rows
+        self.tokens = np.concatenate([self.tokens, tokens])
+        self.positions = np.concatenate([self.positions, lengths])
+        self.counts = np.concatenate([self.counts, np.ones(len(rows), np.int64)])
+        self.uniforms = np.concatenate([self.uniforms, uniforms])
+        self.policy = Policy.of([row.request for row in self.rows], self.device)
+        self.record(rows, tokens, logprobs)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One more token for every live row."""
+        self.pack()
+        if self.cache is None:
+            return
+        for row in np.flatnonzero(self.counts % BLOCK == 0):
+            self.uniforms[row] = self.rows[row].random.random(BLOCK)
+        uniforms = self.uniforms[np.arange(len(self.rows)), self.counts % BLOCK]
+        tokens = torch.from_numpy(self.tokens).to(self.device)[:, None]
+        positions = torch.from_numpy(self.positions).to(self.device)[:, None]
+        hidden = self.decoder(tokens, positions=positions, cache=self.cache)
+        logits = self.decoder.logits(hidden[:, 0]).float()
+        self.tokens, logprobs = draw(logits, uniforms, self.policy)
+        self.counts += 1
+        self.positions += 1
+        self.record(self.rows, self.tokens, logprobs)
+
+    def pack(self) -> None:
+        """Drop finished rows once they are many, and make room in the cache for a token."""
+        live = [index for index, row in enumerate(self.rows) if row.alive]
+        if self.cache is None or not live:
+            self.__init__(self.decoder, self.tokenizer)  # type: ignore[misc]
+            return
+        # A finished row that is still computed must not run past the context: hold it still.
+        ended = [index for index, row in enumerate(self.rows) if not row.alive]
+        self.positions[ended] = 0
+        full = int(self.positions.max()) >= self.cache.capacity
+        if not full and len(live) >= SPARSE * len(self.rows):
+            return
+        capacity = self.cache.capacity + (max(BLOCK, self.cache.capacity // 4) if full else 0)
+        keep = torch.tensor(live, device=self.device)
+        self.cache = Cache.gather(self.decoder.config, [(self.cache, keep)], capacity)
+        self.rows = [self.rows[index] for index in live]
+        self.tokens, self.positions = self.tokens[live], self.positions[live]
+        self.counts, self.uniforms = self.counts[live], self.uniforms[live]
+        self.policy = Policy.of([row.request for row in self.rows], self.device)
+
+    def record(self, rows: list[Row], tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """Append what was drawn to the samples of live rows, and end those that are complete."""
+        textual = []
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            if not row.alive:
+                continue
+            row.sample.tokens.append(token)
+            row.sample.logprobs.append(logprob)
+            if row.request.stops.strings:
+                textual.append(row)
+            if token in row.request.stops.tokens:
+                row.sample.stopped = True
+            if row.sample.stopped or len(row.sample.tokens) >= row.room:
+                row.alive = False
+                row.result.unfinished -= 1
+        if textual and self.tokenizer is not None:
+            tails = [row.sample.tokens[-row.request.stops.reach :] for row in textual]
+            texts = self.tokenizer.decode_batch(tails, skip_special_tokens=False)
+            for row, text in zip(textual, texts, strict=True):
+                if any(stop in text for stop in row.request.stops.strings):
+                    row.sample.stopped = True
+                    row.result.unfinished -= row.alive
+                    row.alive = False
+
+
+def prefills(prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Distinct prompts in groups of similar length, each of at most PREFILL positions."""
+    groups: list[list[tuple[int, ...]]] = []
+    for prompt in sorted(prompts, key=len, reverse=True):
+        if not groups or len(groups[-1][0]) * (len(groups[-1]) + 1) > PREFILL:
+            groups.append([])
+        groups[-1].append(prompt)
+    return groups
