@@ -34,21 +34,19 @@ class Policy:
 
     @classmethod
     def of(cls, rows: Sequence[Asks], device: torch.device) -> Policy:
-        heat = torch.tensor([row.temperature for row in rows], device=device)
+        heat = torch.tensor([row.temperature for row in rows], dtype=torch.float32, device=device)
         greedy = heat == 0
         heat = heat.masked_fill(greedy, 1.0)[:, None]
         cut = [i for i, row in enumerate(rows) if row.top_k > 0 or row.top_p < 1]
-        if not cut:
-            trims = (None, None, None)
-        else:
-            huge = torch.iinfo(torch.long).max
-            ranks = [[rows[i].top_k if rows[i].top_k > 0 else huge] for i in cut]
-            masses = [[rows[i].top_p] for i in cut]
-            trims = tuple(torch.tensor(column, device=device) for column in (cut, ranks, masses))
+        huge = torch.iinfo(torch.long).max
+        ranks = [[rows[i].top_k if rows[i].top_k > 0 else huge] for i in cut]
+        masses = [[rows[i].top_p] for i in cut]
         return cls(
             heat if bool((heat != 1).any()) else None,
             greedy if bool(greedy.any()) else None,
-            *trims,
+            torch.tensor(cut, device=device) if cut else None,
+            torch.tensor(ranks, device=device) if cut else None,
+            torch.tensor(masses, device=device) if cut else None,
         )
 
 

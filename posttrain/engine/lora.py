@@ -58,6 +58,20 @@ class Adapter:
                 )
         return cls(factors, config)
 
+    def frozen(self) -> Adapter:
+        """A copy that further training does not change."""
+        factors = {
+            path: (a.detach().clone(), b.detach().clone()) for path, (a, b) in self.factors.items()
+        }
+        return Adapter(factors, self.config)
+
+    @classmethod
+    def of_state(cls, state: dict[str, Tensor], config: LoraConfig) -> Adapter:
+        """The frozen adapter that `state()` was taken of."""
+        paths = [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
+        factors = {path: (state[f"{path}.lora_A"], state[f"{path}.lora_B"]) for path in paths}
+        return cls(factors, config)
+
     def delta(self, path: str) -> Tensor | None:
         """scale * B A, the `(out, in)` update of one matrix, or None where it is not adapted."""
         pair = self.factors.get(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 from posttrain.engine.config import DecoderConfig
 from posttrain.engine.lora import Adapter
@@ -253,13 +253,13 @@ class Decoder(nn.Module):
         Embedding and norms are shared with this decoder, not copied.
         """
         copy = Decoder.empty(self.config)
-        state = dict(self.named_parameters())
+        state: dict[str, nn.Parameter] = dict(self.named_parameters())
         for name, parameter in state.items():
             assign(copy, name, parameter)
-        assign(copy, "lm_head.weight", self.lm_head.weight)
+        copy.lm_head.weight = self.lm_head.weight  # named once when it is tied
         for path in adapter.factors:
-            delta, weight = adapter.delta(path), self.get_submodule(path).weight
-            assert delta is not None and isinstance(weight, Tensor)
+            delta, weight = adapter.delta(path), self.get_parameter(f"{path}.weight")
+            assert delta is not None
             merged = nn.Parameter((weight.float() + delta).to(weight.dtype), requires_grad=False)
             assign(copy, f"{path}.weight", merged)
         copy.frequencies = self.frequencies

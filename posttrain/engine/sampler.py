@@ -43,7 +43,7 @@ class Request:
     top_k: int = -1
     top_p: float = 1.0
     seed: int | None = None
-    stops: Stops = Stops()
+    stops: Stops = field(default_factory=Stops)
     prompt_logprobs: int = 0  # how many of the last prompt positions to score
 
     def check(self, config: DecoderConfig) -> None:
@@ -155,7 +155,8 @@ class Generation:
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         tokens = tokens.to(self.device)
         positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
-        cache = Cache(self.decoder.config, *tokens.shape, self.decoder.lm_head.weight)
+        rows, length = tokens.shape
+        cache = Cache(self.decoder.config, rows, length, self.decoder.lm_head.weight)
         return self.decoder(tokens, positions=positions, cache=cache), cache
 
     def score(self, hidden: Tensor, request: Request) -> np.ndarray:
@@ -178,9 +179,7 @@ class Generation:
             return []
         seed = secrets.randbits(64) if request.seed is None else request.seed % 2**64
         return [
-            Row(
-                request, result, sample, np.random.Generator(np.random.Philox(key=[seed, i])), room
-            )
+            Row(request, result, sample, np.random.Generator(np.random.Philox(key=[seed, i])), room)
             for i, sample in enumerate(result.samples)
         ]
 

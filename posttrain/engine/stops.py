@@ -57,6 +57,7 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
 def end_tokens(directory: Path) -> frozenset[int]:
     """Token ids that end a text: of the generation config, else of the config, else of the
     tokenizer's `eos_token`."""
+
     def read(name: str) -> dict[str, Any]:
         path = directory / name
         return json.loads(path.read_text()) if path.is_file() else {}

@@ -91,11 +91,12 @@ class Trainer:
                 scores = self.score(batch, loss)
                 losses = loss.function(scores, batch.inputs, complete) * batch.inputs["weights"]
                 per_datum = losses.sum((1, 2))
+            found = per_datum.detach().double().cpu().numpy()
             for row, index in enumerate(batch.indices):
                 shape = data[index].inputs["target_tokens"].shape
                 cells = scores[row, : shape[0], : shape[1] if len(shape) > 1 else 1]
                 logprobs[index] = cells.detach().float().cpu().numpy().reshape(shape)
-                totals[index] = float(per_datum[row])
+                totals[index] = found[row]
                 if not np.isfinite(totals[index]):
                     raise UserError(f"datum {index}: the loss is {totals[index]}")
             if backward and per_datum.requires_grad:

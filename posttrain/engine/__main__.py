@@ -1,0 +1,74 @@
+"""`python -m posttrain.engine`: the embedded engine as a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from posttrain.engine.errors import UserError
+from posttrain.engine.server import serve
+
+KEY_VARIABLE = "POSTTRAIN_ENGINE_KEY"  # not an argument: those can be read by all users
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m posttrain.engine", description=__doc__)
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--state", type=Path, required=True, help="directory of the checkpoints")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 (the default) takes a free one")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--parent", type=int, help="end when this process has ended")
+    parser.add_argument("--ready", type=Path, help="write the URL to this file once serving")
+    args = parser.parse_args()
+    if args.parent is not None:
+        threading.Thread(target=outlive_not, args=(args.parent,), daemon=True).start()
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(name)s: %(message)s")
+    models = {}
+    for entry in args.model:
+        name, equals, directory = entry.partition("=")
+        if not (name and equals and directory):
+            parser.error(f"--model {entry!r} is not of the form NAME=DIR")
+        models[name] = Path(directory)
+
+    def ready(url: str) -> None:
+        print(url, flush=True)
+        if args.ready is not None:
+            # In one operation, so that no reader sees half an address.
+            partial = args.ready.with_suffix(".partial")
+            partial.write_text(url)
+            partial.replace(args.ready)
+
+    try:
+        serve(
+            models,
+            args.host,
+            args.port,
+            args.state,
+            api_key=os.environ.get(KEY_VARIABLE) or None,
+            threads=args.threads,
+            device=args.device,
+            ready=ready,
+        )
+    except (UserError, ValueError, OSError) as error:
+        sys.exit(f"posttrain.engine: {error}")
+
+
+def outlive_not(parent: int) -> None:
+    """End this process soon after its parent, even one that was killed.
+
+    An orphan is given another parent by the system; that needs no help from the dying.
+    """
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The base models an engine serves, and what is sampled from: a base with or without adapter."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from posttrain.engine.config import DecoderConfig
+from posttrain.engine.errors import UserError
+from posttrain.engine.lora import Adapter
+from posttrain.engine.model import Decoder
+from posttrain.engine.stops import end_tokens, load_tokenizer
+
+MERGED = 8  # decoders with an adapter merged in that are kept at hand
+
+
+class Model:
+    """A Hugging Face directory under a name. The weights are read at first use."""
+
+    def __init__(self, name: str, directory: Path, device: torch.device) -> None:
+        """Raises FileNotFoundError or ValueError where the directory cannot be served."""
+        self.name = name
+        self.directory = directory.resolve()
+        self.device = device
+        self.config = DecoderConfig.from_dir(self.directory)
+        self.tokenizer = load_tokenizer(self.directory)
+        self.eos = end_tokens(self.directory)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        return Decoder.load(self.directory).to(self.device)
+
+    @property
+    def path(self) -> str:
+        """The directory as a model name of the API.
+
+        The SDK loads a sampling client's tokenizer from the model name alone. A name that is an
+        absolute directory needs neither network nor cache nor working directory; but one with
+        exactly two slashes would be taken for `<org>/<model>/<variant>` and cut.
+        """
+        text = str(self.directory)
+        return text if text.count("/") != 2 else text.replace("/", "/./", 1)
+
+
+class Models:
+    def __init__(self, directories: Mapping[str, Path], device: torch.device) -> None:
+        self.by_name = {n: Model(n, Path(d), device) for n, d in directories.items()}
+
+    def find(self, name: str) -> Model:
+        """By its name or its directory. Raises UserError listing the known names."""
+        for model in self.by_name.values():
+            if name in (model.name, model.path, str(model.directory)):
+                return model
+        known = ", ".join(self.by_name) or "none (start the engine with --model NAME=DIR)"
+        raise UserError(f"unknown base model {name!r}; known: {known}")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a sampling client samples from; `key` is the same only for the same numbers."""
+
+    key: str
+    model: Model
+    adapter: Adapter | None = None
+    path: str | None = None  # of the checkpoint, if it was one
+
+
+class Merged:
+    """The most recently used decoders with their adapters merged in."""
+
+    def __init__(self) -> None:
+        self.decoders: OrderedDict[str, Decoder] = OrderedDict()
+
+    def get(self, weights: Weights) -> Decoder:
+        if weights.adapter is None:
+            return weights.model.decoder
+        if weights.key not in self.decoders:
+            self.decoders[weights.key] = weights.model.decoder.merged(weights.adapter)
+        self.decoders.move_to_end(weights.key)
+        while len(self.decoders) > MERGED:
+            self.decoders.popitem(last=False)
+        return self.decoders[weights.key]

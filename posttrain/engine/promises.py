@@ -1,0 +1,90 @@
+"""Results that are not there yet, and those waiting to be fetched.
+
+Used from the event loop's thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass, field
+
+HOLD = 25.0  # seconds a poll waits; the client gives up after 45
+FETCHED = 120.0  # seconds a fetched result is kept: its delivery may have failed
+UNFETCHED = 24 * 3600.0  # seconds a finished result waits for a client that sleeps
+SWEEP = 60.0  # seconds between removals
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The body of a response to `retrieve_future`, protobuf or JSON."""
+
+    body: bytes
+    media_type: str = "application/json"
+
+
+@dataclass
+class Promise:
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    answer: asyncio.Future[Answer] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    settled: float | None = None  # when it was answered
+    fetched: float | None = None  # when that was last fetched
+
+    def settle(self, answer: Answer) -> None:
+        if not self.answer.done():
+            self.answer.set_result(answer)
+            self.settled = time.monotonic()
+
+    @property
+    def stale(self) -> bool:
+        now = time.monotonic()
+        if self.fetched is not None:
+            return now > self.fetched + FETCHED
+        return self.settled is not None and now > self.settled + UNFETCHED
+
+
+class Promises:
+    """All promises by request id, and by the (client, sequence number) that a retry repeats."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Promise] = {}
+        self.by_sequence: dict[tuple[str, int], str] = {}
+        self.swept = time.monotonic()
+
+    def repeated(self, client: str, seq_id: int | None) -> Promise | None:
+        """The promise that was already given for this request, if it is a retry."""
+        if not seq_id:
+            return None
+        return self.by_id.get(self.by_sequence.get((client, seq_id), ""))
+
+    def new(self, client: str = "", seq_id: int | None = None) -> Promise:
+        self.sweep()
+        promise = Promise()
+        self.by_id[promise.request_id] = promise
+        if seq_id:
+            self.by_sequence[client, seq_id] = promise.request_id
+        return promise
+
+    async def retrieve(self, request_id: str, hold: float = HOLD) -> Answer | None:
+        """The answer, or None if it is still not there after `hold` seconds.
+
+        Raises:
+            KeyError: no such promise, or its time has passed.
+        """
+        promise = self.by_id[request_id]
+        await asyncio.wait([promise.answer], timeout=hold)
+        if not promise.answer.done():
+            return None
+        promise.fetched = time.monotonic()
+        return promise.answer.result()
+
+    def sweep(self) -> None:
+        if time.monotonic() < self.swept + SWEEP:
+            return
+        self.swept = time.monotonic()
+        for request_id in [key for key, promise in self.by_id.items() if promise.stale]:
+            del self.by_id[request_id]
+        self.by_sequence = {k: v for k, v in self.by_sequence.items() if v in self.by_id}

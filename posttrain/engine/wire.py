@@ -1,0 +1,133 @@
+"""Between the protobuf messages of the Tinker API and the engine's own types."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tinker.proto import tinker_public_pb2 as pb
+
+from posttrain.engine.datum import Datum
+from posttrain.engine.errors import UserError
+from posttrain.engine.sampler import Result
+from posttrain.engine.trainer import Output
+
+NUMPY: dict[int, np.dtype[Any]] = {
+    pb.DTYPE_FLOAT32: np.dtype("<f4"),
+    pb.DTYPE_INT64: np.dtype("<i8"),
+    pb.DTYPE_INT32: np.dtype("<i4"),
+}
+DENSE_CELLS = 2**28  # a sparse tensor may claim any shape: refuse to unfold more than this
+
+
+def read_forward_backward(body: bytes) -> Any:
+    """Parse a `ForwardBackwardRequest`. Raises UserError where the bytes are not one."""
+    message = pb.ForwardBackwardRequest()
+    try:
+        message.ParseFromString(body)
+    except DecodeError as error:
+        raise UserError(f"the body is not a ForwardBackwardRequest: {error}") from None
+    return message
+
+
+def read_settings(message: Any) -> dict[str, float | str]:
+    """`loss_fn_config`, from the newer of its two encodings that is present."""
+    if message.loss_fn_config_v2:
+        return {
+            key: value.text if value.WhichOneof("value") == "text" else value.number
+            for key, value in message.loss_fn_config_v2.items()
+        }
+    return dict(message.loss_fn_config)
+
+
+def read_data(message: Any) -> list[Datum]:
+    """The data of a request. Raises UserError naming the index of one that cannot be read."""
+    data = []
+    for index, datum in enumerate(message.data):
+        try:
+            tokens = read_chunks(datum.model_input)
+            inputs = {name: read_tensor(value) for name, value in datum.loss_fn_inputs.items()}
+        except UserError as error:
+            raise UserError(f"datum {index}: {error}") from None
+        data.append(Datum(tokens, inputs))
+    return data
+
+
+def read_chunks(chunks: Any) -> np.ndarray:
+    """Token ids int64 of a model input made of text chunks."""
+    parts = []
+    for chunk in chunks:
+        kind = chunk.WhichOneof("chunk")
+        if kind != "encoded_text":
+            raise UserError(f"model input of kind {kind!r} is not supported, only encoded_text")
+        parts.append(np.frombuffer(chunk.encoded_text.tokens, np.dtype("<i4")))
+    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+
+def read_tensor(message: Any) -> np.ndarray:
+    """A dense array of a dense or sparse (CSR) tensor."""
+    kind = NUMPY.get(message.dtype)
+    if kind is None:
+        raise UserError(f"a tensor of data type {message.dtype} is not supported")
+    shape = tuple(message.shape)
+    if any(size < 0 for size in shape) or math.prod(shape) > DENSE_CELLS:
+        raise UserError(f"a tensor of shape {shape} is not supported")
+    try:
+        if message.WhichOneof("encoding") == "sparse_csr":
+            return read_csr(message.sparse_csr, kind, shape)
+        flat = np.frombuffer(message.dense, kind)
+        return flat.reshape(shape) if shape else flat
+    except (ValueError, IndexError) as error:
+        raise UserError(f"a tensor's data do not fit its shape {shape}: {error}") from None
+
+
+def read_csr(message: Any, kind: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Unfold compressed sparse rows; absent cells are zero."""
+    values = np.frombuffer(message.values, kind)
+    starts = np.frombuffer(message.crow_indices, np.dtype("<i8"))
+    columns = np.frombuffer(message.col_indices, np.dtype("<i8"))
+    rows, width = shape
+    counts = np.diff(starts)
+    if len(starts) != rows + 1 or (counts < 0).any() or counts.sum() != len(values):
+        raise ValueError("row starts are inconsistent")
+    if len(columns) != len(values) or (len(columns) and columns.min() < 0):
+        raise ValueError("column indices are inconsistent")
+    dense = np.zeros((rows, width), kind)
+    dense[np.repeat(np.arange(rows), counts), columns] = values
+    return dense
+
+
+def write_output(output: Output) -> bytes:
+    """A `ForwardBackwardOutput`: one record for each run of data of equal number of targets."""
+    message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
+    message.metrics.update(output.metrics)
+    start = 0
+    while start < len(output.logprobs):
+        trailing, end = output.logprobs[start].shape[1:], start + 1
+        while end < len(output.logprobs) and output.logprobs[end].shape[1:] == trailing:
+            end += 1
+        part = [np.ascontiguousarray(x, "<f4") for x in output.logprobs[start:end]]
+        record = message.loss_fn_outputs.add(num_datums=len(part))
+        field = record.fields["logprobs"]
+        field.data = b"".join(x.tobytes() for x in part)
+        field.offsets = np.cumsum([0] + [x.nbytes for x in part]).astype("<i8").tobytes()
+        field.dtype = pb.DTYPE_FLOAT32
+        field.trailing_shape.extend(trailing)
+        start = end
+    return message.SerializeToString()
+
+
+def write_result(result: Result) -> bytes:
+    """A `SampleResponse`."""
+    message = pb.SampleResponse()
+    for sample in result.samples:
+        message.sequences.add(
+            stop_reason=pb.STOP_REASON_STOP if sample.stopped else pb.STOP_REASON_LENGTH,
+            tokens=np.array(sample.tokens, "<i4").tobytes(),
+            logprobs=np.array(sample.logprobs, "<f4").tobytes(),
+        )
+    if result.prompt_logprobs is not None:
+        message.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
+    return message.SerializeToString()
