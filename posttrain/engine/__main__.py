@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from posttrain.engine.errors import UserError
+from posttrain.engine.files import raise_file_limit
 from posttrain.engine.server import serve
 
 KEY_VARIABLE = "POSTTRAIN_ENGINE_KEY"  # not an argument: those can be read by all users
@@ -29,6 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.parent is not None:
         threading.Thread(target=outlive_not, args=(args.parent,), daemon=True).start()
+    raise_file_limit()
     logging.basicConfig(level="WARNING", format="%(asctime)s %(name)s: %(message)s")
     models = {}
     for entry in args.model:

@@ -37,13 +37,17 @@ class Model:
 
     @property
     def path(self) -> str:
+        return self.full_name(self.directory)
+
+    @staticmethod
+    def full_name(directory: Path) -> str:
         """The directory as a model name of the API.
 
         The SDK loads a sampling client's tokenizer from the model name alone. A name that is an
         absolute directory needs neither network nor cache nor working directory; but one with
         exactly two slashes would be taken for `<org>/<model>/<variant>` and cut.
         """
-        text = str(self.directory)
+        text = str(directory.resolve())
         return text if text.count("/") != 2 else text.replace("/", "/./", 1)
 
 
