@@ -1,0 +1,130 @@
+"""Imports flow one way: inventions -> stacks -> methods -> tasks -> shared -> problem.
+
+`connect` starts the engine and is for whoever runs an experiment: the command line and lessons.
+No library code knows which Tinker it runs on, so none imports `connect` or `engine`.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ["inventions", "stacks", "methods", "tasks", "shared", "problem"]  # high to low
+MAY_IMPORT = {layer: LIBRARY[i:] for i, layer in enumerate(LIBRARY)} | {
+    "problem": [],  # the protocol that everything shares
+    "engine": ["engine"],
+    "connect": ["engine"],
+    "cli": [*LIBRARY, "cli", "connect", "engine"],
+    "lesson": [*LIBRARY, "connect"],
+}
+LESSONS = ("inventions", "stacks", "methods")
+NEVER = (*LESSONS, "tools", "tests")  # top-level folders that nothing imports
+
+
+def layer_of(module: str) -> str:
+    """The layer of a module of posttrain; a file at its top is shared unless listed above."""
+    if module == "posttrain.tasks.problem":
+        return "problem"
+    first = [*module.split("."), ""][1]
+    return first if first in MAY_IMPORT and first not in ("problem", "shared") else "shared"
+
+
+def imported(path: Path, module: str) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, inside functions too; relative ones resolved."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(parents if node.level else []), *filter(None, [node.module])])
+            # `from posttrain import engine` imports a module, `from posttrain.stats import iqm`
+            # a name; with the name attached both lie in the right layer.
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def violations(root: Path) -> list[str]:
+    found = []
+    files = [(path, "") for path in sorted((root / "posttrain").rglob("*.py"))]
+    files += [(p, "lesson") for folder in LESSONS for p in sorted((root / folder).rglob("*.py"))]
+    for path, given in files:
+        name = path.relative_to(root).with_suffix("").as_posix().replace("/", ".")
+        module = name.removesuffix(".__init__")
+        layer = given or layer_of(module)
+        for line, target in imported(path, module):
+            place = f"{path.relative_to(root)}:{line}"
+            if target.split(".")[0] in NEVER:
+                found.append(f"{place} imports {target}; nothing imports lessons, tools or tests")
+            elif target.split(".")[0] == "posttrain":
+                aim = "problem" if target.startswith("posttrain.tasks.problem.") else ""
+                aim = aim or layer_of(target)
+                if target != "posttrain" and aim not in MAY_IMPORT[layer]:
+                    found.append(f"{place} imports {target}; {layer} may not import {aim}")
+    return found
+
+
+def test_imports_flow_one_way() -> None:
+    assert violations(ROOT) == []
+
+
+def test_the_whole_library_was_looked_at() -> None:
+    layers = {
+        layer_of(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."))
+        for path in (ROOT / "posttrain").rglob("*.py")
+    }
+    assert {"engine", "connect", "shared", "problem", "tasks", "methods"} <= layers
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("methods/sft.py", "from posttrain.stacks.x import y", "methods may not import stacks"),
+        ("tasks/math.py", "import posttrain.methods.sft", "tasks may not import methods"),
+        ("tasks/math.py", "from posttrain import methods", "tasks may not import methods"),
+        ("tasks/math.py", "from ..methods import sft", "tasks may not import methods"),
+        ("evals.py", "from .tasks import math", "shared may not import tasks"),
+        ("evals.py", "def f():\n    import posttrain.tasks.math", "shared may not import tasks"),
+        ("tasks/problem.py", "from posttrain.stats import iqm", "problem may not import shared"),
+        ("engine/model.py", "from posttrain.stats import iqm", "engine may not import shared"),
+        ("engine/__init__.py", "from ..stats import iqm", "engine may not import shared"),
+        ("connect.py", "from posttrain.runs import Run", "connect may not import shared"),
+        ("stacks/a.py", "from posttrain.connect import connect", "stacks may not import connect"),
+        ("methods/sft.py", "from posttrain.engine import x", "methods may not import engine"),
+        ("stacks/a.py", "from methods.sft import sft_train", "nothing imports lessons"),
+        ("../methods/sft/a.py", "from tools.weave import build", "nothing imports lessons, tools"),
+        ("../stacks/x/a.py", "import posttrain.engine.model", "lesson may not import engine"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, file: str, line: str, message: str) -> None:
+    path = (tmp_path / "posttrain" / file).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"import os\n{line}\n")
+    (found,) = violations(tmp_path)
+    assert message in found
+    assert f"{path.name}:{line.count(chr(10)) + 2} imports" in found
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("inventions/a.py", "from posttrain.stacks.b import c"),
+        ("stacks/a.py", "from posttrain.methods import sft, dpo"),
+        ("methods/sft.py", "from posttrain.tasks.problem import Problem"),
+        ("tasks/math.py", "from posttrain.tasks.problem import Grade"),
+        ("evals.py", "from posttrain.tasks.problem import Problem"),
+        ("evals.py", "from .stats import iqm"),
+        ("connect.py", "from posttrain.engine.server import serve"),
+        ("cli.py", "from posttrain.connect import connect"),
+        ("../methods/sft/a.py", "from posttrain.connect import connect"),
+        ("methods/sft.py", "import tinker"),
+    ],
+)
+def test_the_allowed_direction_is_allowed(tmp_path: Path, file: str, line: str) -> None:
+    path = (tmp_path / "posttrain" / file).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{line}\n")
+    assert violations(tmp_path) == []
