@@ -18,6 +18,14 @@ class Grade:
     parsed: bool  # a final answer could be read at all; an unreadable answer is never correct
 
 
+@dataclass(frozen=True)
+class Demonstration:
+    """A question with an answer to imitate."""
+
+    question: str
+    answer: str
+
+
 class Problem(Protocol):
     """One item of a task."""
 

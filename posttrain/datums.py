@@ -1,0 +1,142 @@
+"""From conversations to tokens, and from tokens to Tinker datums.
+
+Tinker trains on shifted pairs: position i of `model_input` predicts entry i of `target_tokens`.
+Every server loss is a sum over tokens and datums, so normalisation is written here, into the
+weights and advantages.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import tinker
+import torch
+from tinker import TensorData
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+def chat_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
+    """The tokens of a conversation in which the user has asked and the assistant is to answer."""
+    return _tokens(tokenizer, _chat_text(tokenizer, question))
+
+
+def plain_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
+    """The form in which a base model without a chat format meets questions."""
+    return _tokens(tokenizer, f"Question: {question}\nAnswer:")
+
+
+def chat_completion(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
+    """The tokens that the assistant adds to `chat_prompt`, its end-of-sequence token included.
+
+    Prompt and completion are tokenised apart, as they are when the model samples, so a training
+    example holds the very tokens that sampling would produce.
+
+    Raises:
+        ValueError: the chat template rewrites the prompt once the answer is known, or does not
+            close an answer with the end-of-sequence token.
+    """
+    prompt = _chat_text(tokenizer, question)
+    whole = _chat_text(tokenizer, question, answer)
+    if not whole.startswith(prompt):
+        raise ValueError("the chat template changes the prompt when an answer follows it")
+    tokens = _tokens(tokenizer, whole[len(prompt) :])
+    if tokenizer.eos_token_id not in tokens:
+        raise ValueError(f"the chat template does not end an answer with {tokenizer.eos_token!r}")
+    return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+
+
+def supervised_datum(prompt: Sequence[int], completion: Sequence[int]) -> tinker.Datum:
+    """Cross-entropy on the completion alone: weight 0 on the prompt, 1 on what is to be learned."""
+    tokens = [*prompt, *completion]
+    weights = [0.0] * (len(prompt) - 1) + [1.0] * len(completion)
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={
+            "target_tokens": TensorData.from_torch(torch.tensor(tokens[1:])),
+            "weights": TensorData.from_torch(torch.tensor(weights)),
+        },
+    )
+
+
+def token_mean(data_D: Sequence[tinker.Datum]) -> list[tinker.Datum]:
+    """Divide all weights by their sum, so that the summed loss is nats per trained token.
+
+    One denominator for the whole batch: a mean of per-example means would weigh the tokens of
+    short examples more.
+    """
+    total = sum(float(d.loss_fn_inputs["weights"].to_torch().sum()) for d in data_D)
+    return [
+        replace(
+            datum,
+            loss_fn_inputs={
+                **datum.loss_fn_inputs,
+                "weights": TensorData.from_torch(
+                    datum.loss_fn_inputs["weights"].to_torch() / total
+                ),
+            },
+        )
+        for datum in data_D
+    ]
+
+
+def policy_datum(
+    prompt: Sequence[int],
+    completion: Sequence[int],
+    logprobs: Sequence[float],
+    advantage: float,
+) -> tinker.Datum:
+    """One sampled completion for a policy-gradient loss.
+
+    Args:
+        logprobs: what the sampler gave each completion token, in nats.
+        advantage: the same on every completion token; the prompt gets 0 of both.
+    """
+    tokens, before = [*prompt, *completion], len(prompt) - 1
+    q = torch.tensor([0.0] * before + list(logprobs))
+    advantages = torch.tensor([0.0] * before + [advantage] * len(completion))
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={
+            "target_tokens": TensorData.from_torch(torch.tensor(tokens[1:])),
+            "logprobs": TensorData.from_torch(q),
+            "advantages": TensorData.from_torch(advantages),
+        },
+    )
+
+
+def batch_indices(n: int, size: int, seed: int, step: int) -> list[int]:
+    """Which `size` of `n` items step number `step` trains on: reshuffled epochs, without state.
+
+    The answer depends on its arguments alone, so an interrupted run continues with the batch
+    that it would have seen.
+    """
+    if n < 1:
+        raise ValueError("there is nothing to train on: the dataset is empty")
+    picked: list[int] = []
+    epoch, offset = divmod(step * size, n)
+    while len(picked) < size:
+        order = list(range(n))
+        random.Random(f"{seed}:{epoch}").shuffle(order)
+        picked += order[offset : offset + size - len(picked)]
+        epoch, offset = epoch + 1, 0
+    return picked
+
+
+def _chat_text(tokenizer: Tokenizer, question: str, answer: str | None = None) -> str:
+    messages = [{"role": "user", "content": question}]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=answer is None
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokenise once and for all: the template has written the special tokens, so none is added."""
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert isinstance(tokens, list)
+    return tokens

@@ -1,0 +1,278 @@
+"""Word problems and arithmetic with a chain of thought, a final-answer and a step verifier.
+
+A problem is a starting amount and a sequence of changes to it. It is told as a story or as a
+sum, and solved aloud: each step of the solution quotes the change and computes its result.
+
+    Tom has 17 apples. He buys 25 more. He gives away 8. How many apples does Tom have now?
+    buys 25 more: 17+25=42. gives away 8: 42-8=34. The answer is 34.
+
+The difficulty knob is the number of steps. People who solve such problems make *systematic*
+mistakes, so the corpus that the base model was pretrained on is written by solvers with
+misconceptions: `Misconception` lists them, and `solve` writes what such a solver would write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from functools import cached_property
+
+from posttrain.tasks.problem import Grade
+
+LARGEST = 99  # no amount in a problem exceeds this
+TRAIN_STEPS = (1, 4)  # difficulty of train, validation and test problems
+OOD_STEPS = (5, 6)  # out of distribution: longer than anything in pretraining or training
+
+NAMES = ("Tom", "Ann", "Ben", "Mia", "Sam", "Eva", "Max", "Zoe", "Leo", "Ida")
+THINGS = ("apples", "books", "cards", "coins", "pens", "shells", "stamps", "stones")
+GAINS = ("buys {} more", "finds {} more", "wins {} more", "picks up {}")
+LOSSES = ("gives away {}", "loses {}", "sells {}", "breaks {}")
+PACKS = ("buys {} bags of {}", "gets {} boxes of {}")
+AGAIN = ("gets as many as at the start", "gets the first amount again")
+
+
+class Misconception(Enum):
+    """Systematic mistakes. The first two are well documented in pupils (Brown & Burton 1978)."""
+
+    DROPS_CARRY = "adds column by column and forgets the carry"
+    SMALLER_FROM_LARGER = "subtracts the smaller digit from the larger in every column"
+    ADDS_PACKS = "adds the number of packs to their size instead of multiplying"
+    FORGETS_START = "takes 'as at the start' for the present amount"
+
+
+class Split(StrEnum):
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+    OOD = "ood"
+
+
+class Kind(Enum):
+    GAIN = "+"
+    LOSS = "-"
+    PACKS = "*"
+    AGAIN = "@"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One step of a problem: what happens to the amount, and how the story words it."""
+
+    kind: Kind
+    amount: int = 0  # gained or lost; size of a pack
+    packs: int = 0
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class MathProblem:
+    """A starting amount, its changes, and the wording."""
+
+    start: int
+    changes: tuple[Change, ...]
+    question: str
+    told: bool  # a story, or else a bare sum
+
+    @cached_property
+    def key(self) -> str:
+        """Identity by numbers and operations: another name or thing is the same problem."""
+        parts = [f"{c.kind.value}{c.packs or ''}.{c.amount}" for c in self.changes]
+        return f"math:{self.start}:{','.join(parts)}"
+
+    @property
+    def answer(self) -> int:
+        return int(re.split(r"[^\d]", self.equations[-1].split("=")[1])[0])
+
+    @cached_property
+    def equations(self) -> tuple[str, ...]:
+        """The equations of the correct solution, in order."""
+        return tuple(EQUATION.findall(self.solution))
+
+    @cached_property
+    def solution(self) -> str:
+        """The correct worked solution."""
+        return solve(self)
+
+    @property
+    def bare_answer(self) -> str:
+        """The correct answer without any work: the target of answer-only training."""
+        return f"The answer is {self.answer}."
+
+    def grade(self, completion: str) -> Grade:
+        """Verify the final answer."""
+        found = final_answer(completion)
+        return Grade(correct=found == self.answer, parsed=found is not None)
+
+    def grade_steps(self, completion: str) -> float:
+        """Share of the solution's equations that `completion` contains, in order: in [0, 1].
+
+        A step that builds on a wrong one starts from another amount, so it earns nothing either.
+        """
+        position = hits = 0
+        for equation in EQUATION.findall(completion):
+            if equation in self.equations[position:]:
+                position = self.equations.index(equation, position) + 1
+                hits += 1
+        return hits / len(self.equations)
+
+
+EQUATION = re.compile(r"\d+[-+*]\d+=\d+")
+ANSWER = re.compile(r"The answer is (\d{1,6})\.")
+
+
+def final_answer(completion: str) -> int | None:
+    """The number of the last `The answer is N.`, or None where there is none."""
+    found = ANSWER.findall(completion)
+    return int(found[-1]) if found else None
+
+
+def solve(problem: MathProblem, misconceptions: Set[Misconception] = frozenset()) -> str:
+    """The solution that a solver with these misconceptions writes; with none, the correct one."""
+    now, lines = problem.start, []
+    for change in problem.changes:
+        work = []
+        amount = change.amount
+        if change.kind is Kind.PACKS:
+            wrong = Misconception.ADDS_PACKS in misconceptions
+            sign, amount = ("+", change.packs + amount) if wrong else ("*", change.packs * amount)
+            work.append(f"{change.packs}{sign}{change.amount}={amount}")
+        elif change.kind is Kind.AGAIN:
+            amount = now if Misconception.FORGETS_START in misconceptions else problem.start
+        if change.kind is Kind.LOSS:
+            after = _subtract(now, amount, Misconception.SMALLER_FROM_LARGER in misconceptions)
+            work.append(f"{now}-{amount}={after}")
+        else:
+            after = _add(now, amount, Misconception.DROPS_CARRY in misconceptions)
+            work.append(f"{now}+{amount}={after}")
+        quote = f"{change.words}: " if problem.told else ""
+        lines.append(f"{quote}{', '.join(work)}.")
+        now = after
+    return f"{' '.join(lines)} The answer is {now}."
+
+
+def _add(a: int, b: int, drops_carry: bool) -> int:
+    if drops_carry and a % 10 + b % 10 > 9:
+        return a + b - 10
+    return a + b
+
+
+def _subtract(a: int, b: int, smaller_from_larger: bool) -> int:
+    if smaller_from_larger and a % 10 < b % 10:
+        return abs(a // 10 - b // 10) * 10 + b % 10 - a % 10
+    return max(a - b, 0)
+
+
+def split_of(problem: MathProblem) -> Split:
+    """The split a problem belongs to, by a hash of its key: 80 % train, 10 % each of the others.
+
+    Out-of-distribution problems are those with more steps; they need no share of the hash.
+    """
+    if len(problem.changes) >= OOD_STEPS[0]:
+        return Split.OOD
+    bucket = hashlib.sha256(problem.key.encode()).digest()[0]
+    if bucket < 205:
+        return Split.TRAIN
+    return Split.VALIDATION if bucket < 231 else Split.TEST
+
+
+def problem(
+    split: Split | str, i: int, *, seed: int = 0, steps: tuple[int, int] | None = None
+) -> MathProblem:
+    """Problem `i` of the infinite sequence that `seed` defines in `split`.
+
+    Args:
+        steps: least and greatest number of steps, the difficulty knob. By default 1 to 4, and
+            5 to 6 out of distribution.
+
+    Raises:
+        ValueError: no problem of the split has that many steps.
+    """
+    split = Split(split)
+    least, most = steps or (OOD_STEPS if split is Split.OOD else TRAIN_STEPS)
+    low, high = OOD_STEPS if split is Split.OOD else TRAIN_STEPS
+    if not low <= least <= most <= high:
+        raise ValueError(f"{split} problems have {low} to {high} steps, not {least} to {most}")
+    digest = hashlib.sha256(f"{split}:{seed}:{i}:{least}:{most}".encode()).digest()
+    rng = random.Random(int.from_bytes(digest[:8], "big"))
+    while True:
+        candidate = _draw(rng, rng.randint(least, most))
+        if split_of(candidate) is split:
+            return candidate
+
+
+def problems(
+    split: Split | str, n: int, *, seed: int = 0, steps: tuple[int, int] | None = None
+) -> list[MathProblem]:
+    """The first `n` problems of the sequence that are different from each other."""
+    found: dict[str, MathProblem] = {}
+    for item in stream(split, seed=seed, steps=steps):
+        found.setdefault(item.key, item)
+        if len(found) >= n:
+            break
+    return list(found.values())[:n]
+
+
+def stream(
+    split: Split | str, *, seed: int = 0, steps: tuple[int, int] | None = None
+) -> Iterator[MathProblem]:
+    """All problems of the sequence, without end."""
+    i = 0
+    while True:
+        yield problem(split, i, seed=seed, steps=steps)
+        i += 1
+
+
+def _draw(rng: random.Random, steps: int) -> MathProblem:
+    """A random problem whose every amount, correctly computed, stays within 0 and `LARGEST`."""
+    told = rng.random() < 0.75
+    start = rng.randint(4, 40)
+    now, changes = start, list[Change]()
+    for i in range(steps):
+        change = _draw_change(rng, start, now, late=i >= 2, told=told)
+        changes.append(change)
+        now = _after(start, now, change)
+    return MathProblem(start, tuple(changes), _tell(rng, start, changes, told), told)
+
+
+def _draw_change(rng: random.Random, start: int, now: int, *, late: bool, told: bool) -> Change:
+    """Packs and references to the start appear only from the third step of a story on."""
+    kinds = [Kind.GAIN, Kind.LOSS]
+    if told and late:
+        kinds += [Kind.PACKS, Kind.AGAIN]
+    while True:
+        kind = rng.choice(kinds)
+        if kind is Kind.AGAIN:
+            change = Change(kind, words=rng.choice(AGAIN))
+        elif kind is Kind.PACKS:
+            packs, size = rng.randint(2, 5), rng.randint(2, 9)
+            change = Change(kind, size, packs, rng.choice(PACKS).format(packs, size))
+        else:
+            amount = rng.randint(2, 39)
+            words = rng.choice(GAINS if kind is Kind.GAIN else LOSSES)
+            change = Change(kind, amount, words=words.format(amount))
+        if 0 <= _after(start, now, change) <= LARGEST:
+            return change
+
+
+def _after(start: int, now: int, change: Change) -> int:
+    match change.kind:
+        case Kind.GAIN:
+            return now + change.amount
+        case Kind.LOSS:
+            return now - change.amount
+        case Kind.PACKS:
+            return now + change.packs * change.amount
+        case Kind.AGAIN:
+            return now + start
+
+
+def _tell(rng: random.Random, start: int, changes: list[Change], told: bool) -> str:
+    if not told:
+        return f"Compute {start}{''.join(f'{c.kind.value}{c.amount}' for c in changes)}."
+    who, what = rng.choice(NAMES), rng.choice(THINGS)
+    story = " ".join(f"Then {who} {c.words}." for c in changes)
+    return f"{who} has {start} {what}. {story} How many {what} does {who} have now?"

@@ -1,0 +1,132 @@
+"""The math task: exact answers, disjoint splits, verifiers that fail closed."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.tasks import math
+from posttrain.tasks.math import Kind, Misconception, Split
+
+indices = st.integers(0, 10**9)
+splits = st.sampled_from(list(Split))
+
+
+def replay(problem: math.MathProblem) -> int:
+    """Solve a problem from its question alone, without looking at its changes."""
+    if problem.question.startswith("Compute"):
+        return int(eval(problem.question[len("Compute ") : -1]))
+    start, *rest = problem.question.split(". Then ")
+    first = now = int(re.findall(r"\d+", start)[0])
+    for sentence in [s.split(" How many")[0] for s in rest]:
+        numbers = [int(n) for n in re.findall(r"\d+", sentence)]
+        if len(numbers) == 2:
+            now += numbers[0] * numbers[1]
+        elif not numbers:
+            now += first
+        elif re.search(r"gives away|loses|sells|breaks", sentence):
+            now -= numbers[0]
+        else:
+            now += numbers[0]
+    return now
+
+
+@given(splits, indices, st.integers(0, 100))
+def test_answers_agree_with_a_solver_that_reads_only_the_question(
+    split: Split, i: int, seed: int
+) -> None:
+    problem = math.problem(split, i, seed=seed)
+    assert problem.answer == replay(problem)
+    assert problem.grade(problem.solution).correct
+    assert problem.grade_steps(problem.solution) == 1.0
+    assert math.split_of(problem) is split
+    assert all(eval(e.replace("=", "==")) for e in problem.equations)
+
+
+@given(splits, indices)
+def test_amounts_stay_within_bounds(split: Split, i: int) -> None:
+    problem = math.problem(split, i)
+    assert all(0 <= int(e.split("=")[1]) <= math.LARGEST for e in problem.equations)
+
+
+def test_items_are_the_same_on_every_machine() -> None:
+    assert [math.problem("train", i).key for i in (0, 1, 12345)] == [
+        "math:17:+.20,-.29,+.25",
+        "math:8:+.8,+.23,*4.4,-.33",
+        "math:17:+.5,+.37",
+    ]
+
+
+def test_splits_are_disjoint_and_sized_as_documented() -> None:
+    pools = {s: {p.key for p in math.problems(s, 800)} for s in Split}
+    for a in Split:
+        assert len(pools[a]) == 800
+        for b in Split:
+            assert a is b or not pools[a] & pools[b]
+    assert {len(p.changes) for p in math.problems("test", 300)} == {1, 2, 3, 4}
+    assert {len(p.changes) for p in math.problems("ood", 300)} == {5, 6}
+
+
+def test_difficulty_is_the_number_of_steps() -> None:
+    easy = math.problems("train", 200, steps=(1, 2))
+    assert {len(p.changes) for p in easy} == {1, 2}
+    late = {c.kind for p in easy for c in p.changes} & {Kind.PACKS, Kind.AGAIN}
+    assert not late
+    with pytest.raises(ValueError, match="train problems have 1 to 4 steps, not 5 to 6"):
+        math.problem("train", 0, steps=(5, 6))
+
+
+def example() -> math.MathProblem:
+    """17 apples, 25 more, 8 less, 2 bags of 3, the start again: every misconception applies."""
+    changes = (
+        math.Change(Kind.GAIN, 25, words="buys 25 more"),
+        math.Change(Kind.LOSS, 8, words="loses 8"),
+        math.Change(Kind.PACKS, 3, 2, "buys 2 bags of 3"),
+        math.Change(Kind.AGAIN, words="gets as many as at the start"),
+    )
+    return math.MathProblem(17, changes, "?", told=True)
+
+
+@pytest.mark.parametrize(
+    ("misconception", "steps", "answer"),
+    [
+        (None, ["17+25=42", "42-8=34", "2*3=6", "34+6=40", "40+17=57"], 57),
+        (Misconception.DROPS_CARRY, ["17+25=32", "32-8=24", "2*3=6", "24+6=20", "20+17=37"], 37),
+        (
+            Misconception.SMALLER_FROM_LARGER,
+            ["17+25=42", "42-8=46", "2*3=6", "46+6=52", "52+17=69"],
+            69,
+        ),
+        (Misconception.ADDS_PACKS, ["17+25=42", "42-8=34", "2+3=5", "34+5=39", "39+17=56"], 56),
+        (Misconception.FORGETS_START, ["17+25=42", "42-8=34", "2*3=6", "34+6=40", "40+40=80"], 80),
+    ],
+)
+def test_each_misconception_by_hand(
+    misconception: Misconception | None, steps: list[str], answer: int
+) -> None:
+    text = math.solve(example(), frozenset([misconception] if misconception else []))
+    assert math.EQUATION.findall(text) == steps
+    assert math.final_answer(text) == answer
+
+
+def test_step_verifier_counts_right_steps_and_nothing_that_builds_on_a_wrong_one() -> None:
+    problem = example()
+    wrong = math.solve(problem, frozenset([Misconception.SMALLER_FROM_LARGER]))
+    assert problem.grade_steps(wrong) == pytest.approx(2 / 5)  # 17+25=42 and 2*3=6
+    assert problem.grade_steps("The answer is 57.") == 0.0
+    assert problem.grade_steps("17+25=42. " * 9) == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "57", "The answer is", "The answer is 57", "The answer is 9999999.", "answer: 57."]
+)
+def test_what_cannot_be_read_is_wrong_and_says_so(text: str) -> None:
+    grade = example().grade(text)
+    assert not grade.parsed
+    assert not grade.correct
+
+
+def test_the_last_answer_counts() -> None:
+    assert example().grade("The answer is 12. The answer is 57.").correct
+    assert not example().grade("The answer is 57. The answer is 12.").correct
