@@ -46,7 +46,12 @@ def metrics_line(metrics: Mapping[str, float], keys: Sequence[str] = ()) -> str:
     unknown = [key for key in shown if key not in metrics]
     if unknown:
         raise KeyError(f"no metric {unknown[0]!r} to show; known: {', '.join(metrics)}")
-    return "  ".join(f"{key} {metrics[key]:.4g}" for key in shown)
+    return "  ".join(f"{key} {_number(metrics[key])}" for key in shown)
+
+
+def _number(value: float) -> str:
+    """Counts in full, everything else with four digits."""
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def _bar(console: Console) -> Progress:

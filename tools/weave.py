@@ -30,7 +30,7 @@ from typing import Any
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,7 +126,7 @@ def execute(
     settings = {"SCALE": scale.value, "POSTTRAIN_CODE": code, "PYTHONPATH": search}
     try:
         client.execute(env={**os.environ, **settings})
-    except (CellExecutionError, CellTimeoutError) as error:
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         if out:
             nbformat.write(ran, target)
         raise WeaveError(f"{name}: failed at {scale} scale\n{error}") from None
