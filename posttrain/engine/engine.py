@@ -196,7 +196,7 @@ class Engine:
             load(self.client(body))
             return as_json(path=path, type="load_weights")
 
-        return self.promise(work, body["model_id"], body.get("seq_id"))
+        return self.promise(work, body["model_id"], optional(body, "seq_id", int, None))
 
     def forward_backward(self, message: Any) -> Promise:
         """`message` is the parsed protobuf request."""
@@ -217,7 +217,7 @@ class Engine:
         def work() -> Answer:
             return as_json(metrics=self.trainer(body).optim_step(read_adam(body)))
 
-        return self.promise(work, need(body, "model_id", str), body.get("seq_id"))
+        return self.promise(work, need(body, "model_id", str), optional(body, "seq_id", int, None))
 
     def save_weights(self, body: dict[str, Any], segment: str) -> Promise:
         """A durable checkpoint: for training (with the optimizer's state) or for sampling."""
@@ -239,7 +239,7 @@ class Engine:
             kind = "save_weights" if segment == WEIGHTS else "save_weights_for_sampler"
             return as_json(path=checkpoint.path, type=kind)
 
-        return self.promise(work, need(body, "model_id", str), body.get("seq_id"))
+        return self.promise(work, need(body, "model_id", str), optional(body, "seq_id", int, None))
 
     # Sampling -----------------------------------------------------------------------------
 
@@ -262,7 +262,7 @@ class Engine:
             sampler_id = self.add_sampler(session, Weights(uuid.uuid4().hex, model, adapter))
             return as_json(sampling_session_id=sampler_id, type="save_weights_for_sampler")
 
-        return self.promise(work, need(body, "model_id", str), body.get("seq_id"))
+        return self.promise(work, need(body, "model_id", str), optional(body, "seq_id", int, None))
 
     def create_sampling_session(self, body: dict[str, Any]) -> str:
         """Of a base model or a checkpoint. Raises UserError where there is none such."""
@@ -287,18 +287,19 @@ class Engine:
 
     def sample(self, body: dict[str, Any]) -> tuple[Promise, int]:
         """The promise of a SampleResponse, and the number of its sequences."""
-        sampler_id, count = need(body, "sampling_session_id", str), body.get("num_samples", 1)
-        old = self.promises.repeated(sampler_id, body.get("seq_id"))
+        sampler_id = need(body, "sampling_session_id", str)
+        count, seq_id = optional(body, "num_samples", int, 1), optional(body, "seq_id", int, None)
+        old = self.promises.repeated(sampler_id, seq_id)
         if old is not None:
             return old, count
-        promise = self.promises.new(sampler_id, body.get("seq_id"))
+        promise = self.promises.new(sampler_id, seq_id)
         loop = asyncio.get_running_loop()
         try:
             weights = self.sampler(sampler_id)
             request = read_sample(body, weights.model)
         except UserError as error:
             promise.settle(failure(error))
-            return promise, count if isinstance(count, int) else 1
+            return promise, count
 
         def start() -> Generation:
             return Generation(self.merged.get(weights), weights.model.tokenizer)

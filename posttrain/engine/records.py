@@ -13,6 +13,7 @@ from starlette.routing import Route
 from posttrain.engine.checkpoints import SAMPLER, WEIGHTS, Checkpoint, RunRecord
 from posttrain.engine.engine import Engine
 from posttrain.engine.errors import UserError
+from posttrain.engine.requests import body_of, optional
 
 KINDS = {WEIGHTS: "training", SAMPLER: "sampler"}
 
@@ -62,7 +63,7 @@ class Records:
         return JSONResponse(content | ({"model_path": weights.path} if weights.path else {}))
 
     async def weights_info(self, request: Request) -> Response:
-        checkpoint = self.store.get(str((await request.json()).get("tinker_path")))
+        checkpoint = self.store.get(str((await body_of(request)).get("tinker_path")))
         lora = checkpoint.lora
         return JSONResponse(
             {
@@ -124,7 +125,9 @@ class Records:
         return Response(status_code=204)
 
     async def set_ttl(self, request: Request) -> Response:
-        self.store.set_expiry(path_of(request), (await request.json()).get("ttl_seconds"))
+        self.store.set_expiry(
+            path_of(request), optional(await body_of(request), "ttl_seconds", int, None)
+        )
         return Response(status_code=204)
 
     async def list_sessions(self, request: Request) -> Response:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+from starlette.requests import Request as HttpRequest
 
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import LoraConfig
@@ -18,6 +21,17 @@ UNSUPPORTED = (
     "prompt_alt_tokens_k",
     "record_stability_info",
 )
+
+
+async def body_of(request: HttpRequest) -> dict[str, Any]:
+    """The JSON object that a request carries; an empty body is an empty object."""
+    try:
+        body = json.loads(await request.body() or b"{}")
+    except ValueError as error:
+        raise UserError(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise UserError("the body is not a JSON object")
+    return body
 
 
 def need(body: dict[str, Any], key: str, kind: type) -> Any:
@@ -70,8 +84,9 @@ def read_sample(body: dict[str, Any], model: Model) -> Request:
     params = optional(body, "sampling_params", dict, {})
     prompt: list[int] = []
     for chunk in need(need(body, "prompt", dict), "chunks", list):
-        if chunk.get("type", "encoded_text") != "encoded_text":
-            raise UserError(f"prompt chunks of type {chunk['type']!r} are not supported")
+        kind = chunk.get("type", "encoded_text") if isinstance(chunk, dict) else chunk
+        if kind != "encoded_text":
+            raise UserError(f"a prompt chunk of type {kind!r} is not supported")
         prompt += need(chunk, "tokens", list)
     if not all(isinstance(token, int) for token in prompt):
         raise UserError("the prompt's tokens must be integers")

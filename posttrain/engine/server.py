@@ -8,8 +8,8 @@ them silently for minutes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
-import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -30,6 +30,7 @@ from posttrain.engine.engine import Engine
 from posttrain.engine.errors import UserError
 from posttrain.engine.promises import Promise
 from posttrain.engine.records import routes as record_routes
+from posttrain.engine.requests import body_of, need
 from posttrain.engine.wire import read_forward_backward
 
 logger = logging.getLogger(__name__)
@@ -85,16 +86,6 @@ class Guard:
 
 def detail(status: int, text: str) -> JSONResponse:
     return JSONResponse({"detail": text}, status)
-
-
-async def body_of(request: Request) -> dict[str, Any]:
-    try:
-        body = json.loads(await request.body() or b"{}")
-    except ValueError as error:
-        raise UserError(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise UserError("the body is not a JSON object")
-    return body
 
 
 def promised(promise: Promise, **more: Any) -> JSONResponse:
@@ -195,7 +186,7 @@ class Api:
 
     async def join_sampling_session(self, request: Request) -> Response:
         """Numbers the processes that use one sampler, so that their request ids differ."""
-        sampler_id = (await body_of(request)).get("sampling_session_id", "")
+        sampler_id = need(await body_of(request), "sampling_session_id", str)
         self.engine.sampler(sampler_id)
         self.joined[sampler_id] = self.joined.get(sampler_id, 0) + 1
         content = {"client_counter": self.joined[sampler_id], "type": "join_sampling_session"}
@@ -207,7 +198,7 @@ class Api:
         return promised(promise, sample_sequence_ids=ids)
 
     async def retrieve_future(self, request: Request) -> Response:
-        request_id = (await body_of(request)).get("request_id", "")
+        request_id = need(await body_of(request), "request_id", str)
         try:
             answer = await self.engine.promises.retrieve(request_id)
         except KeyError:
@@ -240,14 +231,13 @@ def application(engine: Engine, hosts: tuple[str, ...] | None, api_key: str | No
         return detail(400, f"the engine failed: {type(error).__name__}: {error}")
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        # Starlette raises what it has just answered with `crash`, for servers that log it.
+        with contextlib.suppress(Exception):
             await app(scope, receive, send)
-        except Exception as error:
-            await (await crash(Request(scope), error))(scope, receive, send)
 
     app = Starlette(
         routes=Api(engine).routes() + record_routes(engine),
-        exception_handlers={UserError: user_error, HTTPException: refused},
+        exception_handlers={UserError: user_error, HTTPException: refused, Exception: crash},
     )
     return Guard(handle, hosts, api_key)
 

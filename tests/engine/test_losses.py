@@ -72,7 +72,7 @@ def test_value_and_gradient(name: str) -> None:
         s = sequence_ratio(values[row], inputs["logprobs"][row].numpy(), masks[row])
         q, a = (float(inputs[key][row, column, 0]) for key in ("logprobs", "advantages"))
         x, formula = float(values[row, column, 0]), FORMULAS[name]
-        assert float(losses.detach()[row, column, 0]) == pytest.approx(
+        assert float(losses[row, column, 0].detach()) == pytest.approx(
             formula(x, q, a, s, settings)
         )
         step = 1e-6

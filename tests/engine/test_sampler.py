@@ -181,7 +181,7 @@ def test_stop_strings_may_span_tokens(decoder: Decoder, tiny_model_dir: Path) ->
     tokenizer = load_tokenizer(tiny_model_dir)
     assert tokenizer is not None
     (free,) = run(decoder, ask([5, 6], max_tokens=60, seed=3))
-    tokens = [t for t in free.samples[0].tokens]
+    tokens = free.samples[0].tokens
     place = next(i for i in range(5, 50) if tokenizer.decode(tokens[i : i + 2]).isascii())
     text = tokenizer.decode(tokens[place : place + 2])
     (result,) = run(

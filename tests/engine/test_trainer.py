@@ -39,11 +39,11 @@ def fresh(base: Decoder, **changes: Any) -> Trainer:
     return trainer
 
 
-def example(length: int, seed: int, **inputs: np.ndarray) -> Datum:
+def example(length: int, seed: int) -> Datum:
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, TINY.vocab_size, length + 1)
     weights = rng.uniform(0, 1, length).astype(np.float32) * (rng.random(length) < 0.6)
-    return Datum(tokens[:-1], {"target_tokens": tokens[1:], "weights": weights} | inputs)
+    return Datum(tokens[:-1], {"target_tokens": tokens[1:], "weights": weights})
 
 
 def policy_example(length: int, seed: int) -> Datum:
