@@ -8,22 +8,17 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 import pytest
-import tinker
 from nbclient import NotebookClient
 
 from posttrain.ledger import Ledger
-from posttrain.methods import sft
 from posttrain.runs import Metrics, Run, git_commit, git_dirty, write_results
 from posttrain.stats import Estimate
-from posttrain.tasks.problem import Demonstration
 
 CONFIG = {"lr": 0.1, "steps": 10, "name": "dpo"}
 
@@ -140,35 +135,6 @@ def test_a_killed_run_resumes(tmp_path: Path) -> None:
     run = Run.open(tmp_path, CONFIG)
     assert run.step == 8
     assert bare(drive(run, steps(start=8))) == EXPECTED
-
-
-def test_a_resumed_run_trains_to_the_same_bits(
-    tmp_path: Path, service: tinker.ServiceClient
-) -> None:
-    """On the embedded engine: interrupted after a checkpoint, and driven through in one go."""
-    cfg = sft.Config(steps=6, batch_size=2)
-    shown = [Demonstration(f"{i}+1", f"{i + 1}") for i in range(5)]
-
-    def fresh() -> tinker.TrainingClient:
-        return service.create_lora_training_client("posttrain/tiny", rank=4, seed=7).result()
-
-    def interrupted(policy: tinker.TrainingClient) -> Iterator[Metrics]:
-        yield from islice(sft.train(policy, shown, cfg), 5)
-        raise KeyboardInterrupt
-
-    policy = fresh()
-    through = Run.open(tmp_path / "through", asdict(cfg))
-    expected = through.drive(policy, sft.train(policy, shown, cfg), cfg.steps)
-
-    policy, run = fresh(), Run.open(tmp_path / "resumed", asdict(cfg))
-    with pytest.raises(KeyboardInterrupt):
-        run.drive(policy, interrupted(policy), cfg.steps, every=3)
-    run = Run.open(tmp_path / "resumed", asdict(cfg))
-    assert (run.step, run.checkpoint is None) == (3, False)
-    again = service.create_training_client_from_state_with_optimizer(run.checkpoint or "").result()
-    metrics = run.drive(again, sft.train(again, shown, cfg, start=run.step), cfg.steps, every=3)
-    assert [m["loss"] for m in metrics] == [m["loss"] for m in expected]
-    assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
 def test_a_run_can_be_extended_and_may_end_early(tmp_path: Path) -> None:
