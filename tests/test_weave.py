@@ -241,6 +241,13 @@ def test_smoke_runs_a_copy_and_leaves_the_folder_alone(
     assert "6 smoke" in (house / "out/methods/sft/sft_train.ipynb").read_text()
 
 
+def test_a_notebook_with_merge_markers_is_refused(house: Path, script: Path) -> None:
+    script.with_suffix(".ipynb").write_text("<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> other\n")
+    (problem,) = check(script, house)
+    assert problem.startswith("methods/sft/sft_train.ipynb: is not a notebook")
+    assert "\n" not in problem
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -141,7 +141,11 @@ def check(script: Path, root: Path) -> list[str]:
     name = path.relative_to(root).as_posix()
     if not path.exists():
         return [f"{name}: is missing; run tools/weave.py"]
-    notebook, expected = nbformat.read(path, as_version=4), build(script, root)
+    try:
+        notebook, expected = nbformat.read(path, as_version=4), build(script, root)
+    except (nbformat.ValidationError, ValueError) as error:  # merge markers, say
+        reason = str(error).splitlines()[0][:80]
+        return [f"{name}: is not a notebook ({reason}); delete it and run tools/weave.py --run"]
     stored = notebook.metadata.get("posttrain", {})
     if _text(notebook) != _text(expected):
         if _text(notebook) != stored.get("text"):
