@@ -72,7 +72,7 @@ def bootstrap_seeds_items(values_S_I: ArrayLike, seed: int = 0, draws: int = 10_
     """Mean over seeds and items, resampling seeds and items, for (S, I) values.
 
     All seeds answer the same items, so one draw of items serves every seed (the pigeonhole
-    bootstrap, Owen 2007, Ann. Appl. Stat. 1:386): an item that is easy for one seed is easy for all,
+    bootstrap, Owen 2007, Ann. Appl. Stat. 1:386): an item easy for one seed is easy for all,
     and drawing items anew within each seed would hide that. With five seeds or so the seed
     part is still too narrow; for a claim across seeds use `paired_difference`.
     """
