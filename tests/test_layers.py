@@ -1,6 +1,6 @@
-"""Imports flow one way: inventions -> stacks -> methods -> tasks -> shared -> problem.
+"""Imports flow one way: lab -> inventions -> stacks -> methods -> tasks -> shared -> problem.
 
-`connect` starts the engine and is for whoever runs an experiment: the command line and lessons.
+`connect` starts the engine and is for whoever runs an experiment: the lab, the command line and lessons.
 No library code knows which Tinker it runs on, so none imports `connect` or `engine`.
 """
 
@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = ["inventions", "stacks", "methods", "tasks", "shared", "problem"]  # high to low
+LIBRARY = ["lab", "inventions", "stacks", "methods", "tasks", "shared", "problem"]  # high to low
 MAY_IMPORT = {layer: LIBRARY[i:] for i, layer in enumerate(LIBRARY)} | {
     "problem": [],  # the protocol that everything shares
+    "lab": [*LIBRARY, "connect"],  # runs experiments, so it knows backends
     "engine": ["engine"],
     "connect": ["engine"],
     "cli": [*LIBRARY, "cli", "connect", "engine"],

@@ -1,0 +1,1 @@
+"""Running experiments: worlds at each scale, stages, arms over seeds, the main job."""

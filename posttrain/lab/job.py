@@ -1,0 +1,110 @@
+"""The main job: a base model, SFT, RLVR, and an honest before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from posttrain import plots
+from posttrain.connect import connect
+from posttrain.datums import chat_prompt, plain_prompt
+from posttrain.evals import Score, evaluate, side_by_side
+from posttrain.lab.arms import cold_start, parameters_of, rlvr_config
+from posttrain.lab.stage import Stage, run_stage
+from posttrain.lab.worlds import World, world_of
+from posttrain.ledger import Ledger
+from posttrain.methods import rlvr
+from posttrain.runs import write_json
+from posttrain.scale import Scale
+
+HONESTY = "Rankings on a model of this size do not transfer to LLMs; the mechanisms do."
+
+
+def post_train(
+    scale: Scale, *, task: str | None = None, model: str | None = None, seed: int = 0, out: Path
+) -> dict[str, Score]:
+    """Post-train the base model with SFT, then RLVR; print and save what it did to the model.
+
+    Interrupted runs in `out` resume. Returns the scores by stage.
+
+    Raises:
+        posttrain.connect.BackendError: no backend can be used.
+        ValueError: `out` holds runs with another configuration, or an unknown task.
+    """
+    console = Console()
+    world = world_of(scale, task, seed, model)
+    service = connect()
+    console.print(
+        f"{world.task} at {scale} scale: {len(world.first)} demonstrations, "
+        f"{len(world.train)} problems to practise on, {len(world.test)} held out",
+        highlight=False,
+    )
+    base = service.create_sampling_client(base_model=world.model).result()
+    scores = {
+        "base, chat": evaluate(
+            base, world.test, world.k, prompt=chat_prompt, max_tokens=world.max_tokens, seed=seed
+        ),
+        "base": evaluate(
+            base, world.test, world.k, prompt=plain_prompt, max_tokens=world.max_tokens, seed=seed
+        ),
+    }
+    console.print(f"base: {scores['base']}", highlight=False)
+    start = cold_start(service, world, out / "sft", seed)
+    scores["SFT"] = evaluate(
+        start.sampler, world.test, world.k, max_tokens=world.max_tokens, seed=seed
+    )
+    console.print(f"SFT: {scores['SFT']}", highlight=False)
+    cfg = rlvr_config(world, seed)
+    final = run_stage(
+        service, world, out / "rlvr",
+        lambda policy, at: rlvr.train(policy, world.train, cfg, reference=start.sampler, start=at),
+        cfg, start=start.checkpoint, show=("reward", "no_contrast", "entropy", "length"),
+    )  # fmt: skip
+    scores["RLVR"] = evaluate(
+        final.sampler, world.test, world.k, max_tokens=world.max_tokens, seed=seed
+    )
+    parameters = parameters_of(service, world)
+    cost = start.cost(parameters) + final.cost(parameters)
+    console.print(table_of(scores))
+    console.print(f"95 % intervals over {len(world.test)} held-out problems. {HONESTY}\n")
+    for row in side_by_side(
+        {"SFT": start.sampler, "RLVR": final.sampler}, hardest(world), max_tokens=world.max_tokens
+    ):
+        console.print(f"{row}\n", highlight=False, markup=False)
+    save(out, scores, cost, start, final)
+    console.print(f"Plots: {out / 'before_after.png'}, {out / 'reward.png'}", highlight=False)
+    console.print(f"Runs: {start.folder}, {final.folder}", highlight=False)
+    return scores
+
+
+def hardest(world: World) -> list:
+    """Three held-out problems with the longest solutions among the first hundred."""
+    return sorted(world.test[:100], key=lambda p: -len(p.solution))[:3]
+
+
+def table_of(scores: Mapping[str, Score]) -> Table:
+    """Stages in rows, one column per measure, each with its interval."""
+    first = next(iter(scores.values()))
+    table = Table(title="Before and after")
+    for name in ("stage", "n", "pass@1", f"pass@{first.k}", "greedy", "well-formed", "tokens"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage, s in scores.items():
+        table.add_row(
+            stage, str(s.n), str(s.pass_at_1), str(s.pass_at_k), str(s.greedy),
+            f"{s.well_formed:.1%}", f"{s.mean_tokens:.0f}",
+        )  # fmt: skip
+    return table
+
+
+def save(out: Path, scores: Mapping[str, Score], cost: Ledger, start: Stage, final: Stage) -> None:
+    """Scores, cost and plots into the run folder."""
+    stages = {name: score.to_json() for name, score in scores.items()}
+    write_json(out / "results.json", {"stages": stages, "ledger": cost.to_json()})
+    plots.before_after(scores, title="Before and after", path=out / "before_after.png")
+    plots.curves(
+        {"RLVR": [final.metrics]}, "reward", title="Reward while practising",
+        ylabel="share of right answers", path=out / "reward.png",
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""One stage of post-training: a method driven to its end in a run folder, then measured.
+
+A stage starts from the base model or from the checkpoint of another stage, resumes if it was
+interrupted, and ends with a policy, its metrics and its cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tinker
+
+from posttrain.evals import Score, evaluate
+from posttrain.lab.worlds import World
+from posttrain.ledger import Ledger
+from posttrain.runs import Metrics, Run
+
+# (policy, first step) -> metrics of each step: a method with its data and config bound.
+Steps = Callable[[tinker.TrainingClient, int], Iterator[Metrics]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage."""
+
+    policy: tinker.TrainingClient
+    sampler: tinker.SamplingClient
+    checkpoint: str  # tinker:// path, optimizer included: where the next stage starts
+    metrics: list[Metrics]
+    folder: Path
+
+    def cost(self, parameters: int) -> Ledger:
+        """What training this stage cost, for a model of so many parameters."""
+        ledger = Ledger()
+        for line in self.metrics:
+            ledger.train(int(line["tokens"]), parameters)
+            ledger.sample(int(line.get("sampled_tokens", 0)), parameters)
+            ledger.seconds += line["seconds"]
+        return ledger
+
+
+def run_stage(
+    service: tinker.ServiceClient,
+    world: World,
+    folder: Path,
+    steps: Steps,
+    cfg: Any,
+    *,
+    start: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    show: Sequence[str] = (),
+) -> Stage:
+    """Train `cfg.steps` steps in `folder`, or finish what an earlier run began there.
+
+    Args:
+        start: checkpoint to start from, with a fresh optimizer; None is the base model.
+        extra: what else identifies this run, kept in its config.
+        show: metrics on the progress line.
+
+    Raises:
+        ValueError: the folder holds a run with another configuration.
+    """
+    config = {
+        "task": world.task, "scale": str(world.scale), "model": world.model, "rank": world.rank,
+        "start": start, **asdict(cfg), **(extra or {}),
+    }  # fmt: skip
+    run = Run.open(folder, config)
+    if run.checkpoint is not None:
+        future = service.create_training_client_from_state_with_optimizer(run.checkpoint)
+    elif start is not None:
+        future = service.create_training_client_from_state(start)
+    else:
+        future = service.create_lora_training_client(world.model, rank=world.rank, seed=cfg.seed)
+    policy = future.result()
+    metrics = run.drive(policy, steps(policy, run.step), total=cfg.steps, every=20, show=show)
+    sampler = policy.save_weights_and_get_sampling_client()
+    assert run.checkpoint is not None  # drive() has saved the last step
+    return Stage(policy, sampler, run.checkpoint, metrics, folder)
+
+
+def measure(sampler: tinker.SamplingClient, world: World, **options: Any) -> dict[str, Score]:
+    """Scores on the held-out splits that the task has: `test`, and `ood` where there is one."""
+    splits = {"test": world.test, "ood": world.ood}
+    return {
+        name: evaluate(sampler, items, world.k, max_tokens=world.max_tokens, **options)
+        for name, items in splits.items()
+        if items
+    }

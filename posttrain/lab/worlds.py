@@ -1,0 +1,111 @@
+"""What an experiment works with at each scale: model, problems, sizes.
+
+At smoke and laptop scale that is the shipped base model and the generated `math` task; at full
+scale a hosted model and GSM8K. Everything that depends on the scale is here or in a method's
+`Config`, so experiments are written once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from posttrain.scale import Scale, pick
+from posttrain.tasks import gsm8k, math
+from posttrain.tasks.problem import Demonstration, Problem
+
+SHIPPED = "posttrain/base"
+HOSTED = os.environ.get("POSTTRAIN_MODEL", "Qwen/Qwen3-8B-Base")  # a base model with a chat format
+
+
+@dataclass(frozen=True)
+class World:
+    """One task at one scale."""
+
+    scale: Scale
+    task: str
+    model: str  # a base model of the backend
+    rank: int  # of the LoRA adapters
+    k: int  # samples per problem in an evaluation
+    max_tokens: int  # of an answer
+    first: Sequence[Problem]  # few and short: those that come with a demonstration
+    train: Sequence[Problem]
+    validation: Sequence[Problem]
+    test: Sequence[Problem]
+    ood: Sequence[Problem]  # longer than anything trained on; empty where the task has none
+
+
+def math_world(scale: Scale, seed: int = 0) -> World:
+    """The generated task. `seed` picks training problems; validation and test stay the same."""
+    count = partial(pick, scale)
+    held_out = count(smoke=12, laptop=500, full=500)
+    return World(
+        scale=scale,
+        task="math",
+        model=count(smoke=SHIPPED, laptop=SHIPPED, full=HOSTED),
+        rank=count(smoke=8, laptop=16, full=32),
+        k=count(smoke=4, laptop=16, full=16),
+        max_tokens=160,
+        first=math.problems(
+            "train", count(smoke=16, laptop=256, full=256), seed=seed, steps=(1, 2)
+        ),
+        train=math.problems("train", count(smoke=32, laptop=2000, full=2000), seed=seed + 1000),
+        validation=math.problems("validation", min(held_out, 200)),
+        test=math.problems("test", held_out),
+        ood=math.problems("ood", held_out),
+    )
+
+
+def gsm8k_world(scale: Scale, seed: int = 0) -> World:
+    """GSM8K, for real models: from the hub, or from the file POSTTRAIN_GSM8K names."""
+    count = partial(pick, scale)
+    path = os.environ.get("POSTTRAIN_GSM8K")
+    train = gsm8k.load("train", count(smoke=32, laptop=2000, full=None), path=path)
+    return World(
+        scale=scale,
+        task="gsm8k",
+        model=count(smoke=SHIPPED, laptop=SHIPPED, full=HOSTED),
+        rank=count(smoke=8, laptop=16, full=32),
+        k=count(smoke=4, laptop=4, full=16),
+        max_tokens=count(smoke=32, laptop=160, full=1024),
+        first=train[: count(smoke=16, laptop=256, full=512)],
+        train=train,
+        validation=gsm8k.load("validation", count(smoke=12, laptop=100, full=500), path=path),
+        test=gsm8k.load("test", count(smoke=12, laptop=100, full=None), path=path),
+        ood=[],
+    )
+
+
+TASKS: dict[str, Callable[[Scale, int], World]] = {"math": math_world, "gsm8k": gsm8k_world}
+
+
+def world_of(
+    scale: Scale, task: str | None = None, seed: int = 0, model: str | None = None
+) -> World:
+    """The world of a task, by default `math`, and `gsm8k` at full scale.
+
+    Args:
+        seed: picks training problems; held-out ones are the same for every seed.
+        model: a base model other than the scale's own.
+
+    Raises:
+        ValueError: an unknown task; the text lists the known ones.
+    """
+    name = task or pick(scale, smoke="math", laptop="math", full="gsm8k")
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; the known ones are {', '.join(TASKS)}")
+    world = TASKS[name](scale, seed)
+    return world if model is None else replace(world, model=model)
+
+
+def worked(problems: Sequence[Problem]) -> list[Demonstration]:
+    """Demonstrations that show their work."""
+    return [Demonstration(p.question, p.solution) for p in problems]
+
+
+def bare(problems: Sequence[Any]) -> list[Demonstration]:
+    """Demonstrations of the same problems that state the answer and nothing else."""
+    return [Demonstration(p.question, p.bare_answer) for p in problems]
