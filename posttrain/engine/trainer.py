@@ -16,7 +16,7 @@ from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.losses import Loss
 from posttrain.engine.model import Decoder
 
-TOKENS = 4096  # positions in one pass, padding included: more is not faster, only larger
+TOKENS = 2048  # positions in one pass, padding included: beyond this, caches overflow
 PAIRS = 2**21  # B * T * T in one pass; each costs 8 bytes a head and layer until the backward
 CELLS = 2**24  # logits held at once, in float32: 64 MiB
 
