@@ -88,6 +88,15 @@ class Store:
         self.root = root
         (root / "runs").mkdir(parents=True, exist_ok=True)
         (root / "data").mkdir(exist_ok=True)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove data that no checkpoint refers to: of saves that a crash has cut short."""
+        known = {checkpoint.data for checkpoint in self.checkpoints()}
+        for directory in (self.root / "data").iterdir():
+            # Young ones may belong to a save that another process is about to complete.
+            if directory.name not in known and directory.stat().st_mtime < time.time() - 3600:
+                shutil.rmtree(directory, ignore_errors=True)
 
     def add_run(self, record: RunRecord) -> None:
         directory = self.directory(record.run)
@@ -198,7 +207,10 @@ class Store:
 
     def tensors(self, checkpoint: Checkpoint, file: str) -> dict[str, Tensor]:
         """One of the files that `save` was given."""
-        return load_file(self.root / "data" / checkpoint.data / f"{file}.safetensors")
+        return load_file(self.file(checkpoint, file))
+
+    def file(self, checkpoint: Checkpoint, file: str) -> Path:
+        return self.root / "data" / checkpoint.data / f"{file}.safetensors"
 
     def checkpoints(self, run: str | None = None) -> list[Checkpoint]:
         """Those of one run or of all that have not expired, newest first."""

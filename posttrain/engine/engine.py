@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import secrets
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from posttrain.engine.checkpoints import SAMPLER, WEIGHTS, RunRecord, Store
 from posttrain.engine.errors import UserError
-from posttrain.engine.lora import Adapter
 from posttrain.engine.models import Merged, Models, Weights
 from posttrain.engine.promises import Answer, Promise, Promises
 from posttrain.engine.requests import (
@@ -40,6 +41,7 @@ from posttrain.engine.worker import Waiting, Worker
 logger = logging.getLogger(__name__)
 
 PROTOBUF = "application/x-protobuf"
+FORGET = 6 * 3600.0  # seconds without a heartbeat after which a session is ended
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Session:
     display_name: str | None = None
     runs: list[str] = field(default_factory=list)
     samplers: list[str] = field(default_factory=list)
+    seen: float = field(default_factory=time.monotonic)  # its last sign of life
 
 
 @dataclass
@@ -69,6 +72,9 @@ class Engine:
         self.clients: dict[str, Client] = {}
         self.samplers: dict[str, Weights] = {}
         self.merged = Merged()
+        # Nameless samplers live as long as the engine. (Killed, it leaves the directory to the
+        # system's own cleaning of temporary files.)
+        self.scratch = tempfile.TemporaryDirectory(prefix="posttrain-")
         self.worker = Worker()
         self.worker.start()
 
@@ -100,15 +106,23 @@ class Engine:
         return self.sessions[session_id]
 
     def create_session(self, body: dict[str, Any]) -> str:
+        now = time.monotonic()
+        for old in [key for key, session in self.sessions.items() if now > session.seen + FORGET]:
+            self.finish_session(old)
         session_id = str(uuid.uuid4())
         metadata = optional(body, "user_metadata", dict, None)
         self.sessions[session_id] = Session(metadata, optional(body, "display_name", str, None))
         return session_id
 
+    def heartbeat(self, session_id: str) -> None:
+        """A session that has ended gets none: its trainers are gone."""
+        if session_id in self.sessions:
+            self.sessions[session_id].seen = time.monotonic()
+
     def finish_session(self, session_id: str) -> None:
         """Forget what only this session's clients can reach. Unknown sessions are ended already.
 
-        Its samplers stay while other processes may hold them; base and checkpoints cost little.
+        Its samplers stay: other processes may hold them, and they cost no memory.
         """
         session = self.sessions.pop(session_id, None)
         for run in session.runs if session else []:
@@ -251,15 +265,17 @@ class Engine:
         return sampler_id
 
     def save_weights_for_sampler(self, body: dict[str, Any]) -> Promise:
-        """Named: a checkpoint. Nameless: a sampler of the present weights, in memory only."""
+        """Named: a checkpoint. Nameless: a sampler of the present weights, not durable."""
         if body.get("path") is not None:
             return self.save_weights(body, SAMPLER)
 
         def work() -> Answer:
-            client, adapter = self.client(body), self.trainer(body).adapter.frozen()
-            model = self.models.find(client.record.base_model)
-            session = self.sessions[client.record.run.split(":")[0]]
-            sampler_id = self.add_sampler(session, Weights(uuid.uuid4().hex, model, adapter))
+            record, key = self.client(body).record, uuid.uuid4().hex
+            file = Path(self.scratch.name) / f"{key}.safetensors"
+            save_file(self.trainer(body).adapter.state(), file)
+            weights = Weights(key, self.models.find(record.base_model), file, record.lora)
+            session = self.session({"session_id": record.run.split(":")[0]})
+            sampler_id = self.add_sampler(session, weights)
             return as_json(sampling_session_id=sampler_id, type="save_weights_for_sampler")
 
         return self.promise(work, need(body, "model_id", str), optional(body, "seq_id", int, None))
@@ -274,11 +290,10 @@ class Engine:
         checkpoint = self.store.get(path)
         if checkpoint.segment != SAMPLER:
             raise UserError(f"{path} is for training; save_weights_for_sampler writes samplers")
-        tensors = self.store.tensors(checkpoint, "adapter")
-        state = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        adapter = Adapter.of_state(state, checkpoint.lora)
         model = self.models.find(checkpoint.base_model)
-        return self.add_sampler(session, Weights(checkpoint.data, model, adapter, path))
+        file = self.store.file(checkpoint, "adapter")
+        weights = Weights(checkpoint.data, model, file, checkpoint.lora, path)
+        return self.add_sampler(session, weights)
 
     def sampler(self, sampler_id: str) -> Weights:
         if sampler_id not in self.samplers:

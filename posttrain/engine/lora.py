@@ -58,13 +58,6 @@ class Adapter:
                 )
         return cls(factors, config)
 
-    def frozen(self) -> Adapter:
-        """A copy that further training does not change."""
-        factors = {
-            path: (a.detach().clone(), b.detach().clone()) for path, (a, b) in self.factors.items()
-        }
-        return Adapter(factors, self.config)
-
     @classmethod
     def of_state(cls, state: dict[str, Tensor], config: LoraConfig) -> Adapter:
         """The frozen adapter that `state()` was taken of."""

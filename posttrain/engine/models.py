@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from posttrain.engine.config import DecoderConfig
 from posttrain.engine.errors import UserError
-from posttrain.engine.lora import Adapter
+from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.model import Decoder
 from posttrain.engine.stops import end_tokens, load_tokenizer
 
@@ -66,11 +67,15 @@ class Models:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a sampling client samples from; `key` is the same only for the same numbers."""
+    """What a sampling client samples from; `key` is the same only for the same numbers.
+
+    The adapter stays in its file: a long run makes thousands of samplers, and uses the last few.
+    """
 
     key: str
     model: Model
-    adapter: Adapter | None = None
+    file: Path | None = None  # the adapter's safetensors; None for the base model
+    lora: LoraConfig = field(default_factory=LoraConfig)
     path: str | None = None  # of the checkpoint, if it was one
 
 
@@ -81,10 +86,15 @@ class Merged:
         self.decoders: OrderedDict[str, Decoder] = OrderedDict()
 
     def get(self, weights: Weights) -> Decoder:
-        if weights.adapter is None:
+        """Raises UserError where the checkpoint has been deleted."""
+        if weights.file is None:
             return weights.model.decoder
         if weights.key not in self.decoders:
-            self.decoders[weights.key] = weights.model.decoder.merged(weights.adapter)
+            if not weights.file.is_file():
+                raise UserError(f"the weights of {weights.path or 'this sampler'} were deleted")
+            state = load_file(weights.file, device=str(weights.model.device))
+            adapter = Adapter.of_state(state, weights.lora)
+            self.decoders[weights.key] = weights.model.decoder.merged(adapter)
         self.decoders.move_to_end(weights.key)
         while len(self.decoders) > MERGED:
             self.decoders.popitem(last=False)

@@ -148,6 +148,7 @@ class Api:
         return JSONResponse({"session_id": session_id, "type": "create_session"})
 
     async def heartbeat(self, request: Request) -> Response:
+        self.engine.heartbeat(need(await body_of(request), "session_id", str))
         return JSONResponse({"type": "session_heartbeat"})
 
     async def finish(self, request: Request) -> Response:
@@ -292,6 +293,7 @@ def serve(
             log_level="warning",
             access_log=False,
             timeout_keep_alive=75,  # longer than a poll, so that clients keep their connections
+            timeout_graceful_shutdown=1,  # polls are held for longer; nobody is left to answer
             lifespan="off",
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -91,6 +92,17 @@ def test_expiry_and_deletion(store: Store) -> None:
     store.save(RECORD, WEIGHTS, "one", TENSORS)  # the name is free again
     store.delete(saved.path)
     assert list((store.root / "data").iterdir()) == []
+
+
+def test_data_of_a_save_cut_short_are_removed_once_they_are_old(store: Store) -> None:
+    saved = store.save(RECORD, WEIGHTS, "one", TENSORS)
+    for name, age in (("young", 0), ("old", 7200), (saved.data, 7200)):
+        directory = store.root / "data" / name
+        directory.mkdir(exist_ok=True)
+        os.utime(directory, (time.time() - age,) * 2)
+    again = Store(store.root)
+    assert {path.name for path in (store.root / "data").iterdir()} == {"young", saved.data}
+    assert again.get(saved.path) == saved
 
 
 def test_newest_first(store: Store) -> None:
