@@ -36,7 +36,7 @@ class Score:
     pass_at_1: Estimate  # share of samples that are correct
     pass_at_k: Estimate  # share of problems with at least one correct sample among k
     greedy: Estimate  # share of problems whose greedy answer is correct
-    well_formed: float  # share of the n*k samples that ended by themselves, with a readable answer
+    well_formed: float  # share of the n*k samples with a readable answer, closed by the end token
     unparsed: int  # of the n*k samples, those without a readable answer; each scores 0
     truncated: int  # of the n*k samples, those cut off at max_tokens
     mean_tokens: float  # tokens per sample, stop token included
@@ -167,6 +167,7 @@ class _Answer:
     correct: bool
     parsed: bool
     truncated: bool
+    closed: bool  # the last token is the chat format's end token
     tokens: int
 
 
@@ -189,6 +190,7 @@ def _read(
                 correct=grade.correct and grade.parsed,
                 parsed=grade.parsed,
                 truncated=sequence.stop_reason == "length",
+                closed=sequence.tokens[-1:] == [tokenizer.eos_token_id],
                 tokens=len(sequence.tokens),
             )
         )
@@ -208,7 +210,7 @@ def _score(answers_nk: list[list[_Answer]], answers_n: list[_Answer], temperatur
         pass_at_1=bootstrap_mean(counts / k),
         pass_at_k=bootstrap_mean(pass_at_k(k, counts, k)),
         greedy=bootstrap_mean(greedy),
-        well_formed=sum(a.parsed and not a.truncated for a in samples) / (n * k),
+        well_formed=sum(a.parsed and a.closed for a in samples) / (n * k),
         unparsed=sum(not a.parsed for a in samples),
         truncated=sum(a.truncated for a in samples),
         mean_tokens=tokens / (n * k),

@@ -16,6 +16,8 @@ END = 0  # the fake tokenizer's end token; every other token is a character
 
 
 class Characters:
+    eos_token_id = END
+
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]
 

@@ -76,7 +76,7 @@ def run_stage(
         future = service.create_lora_training_client(world.model, rank=world.rank, seed=cfg.seed)
     policy = future.result()
     metrics = run.drive(policy, steps(policy, run.step), total=cfg.steps, every=20, show=show)
-    sampler = policy.save_weights_and_get_sampling_client()
+    sampler = policy.save_weights_and_get_sampling_client().result()
     assert run.checkpoint is not None  # drive() has saved the last step
     return Stage(policy, sampler, run.checkpoint, metrics, folder)
 

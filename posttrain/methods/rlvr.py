@@ -82,7 +82,7 @@ def train(
     tokenizer = policy.get_tokenizer()
     for step in range(start, cfg.steps):
         if step % cfg.reuse == 0 or step == start:
-            sampler = policy.save_weights_and_get_sampling_client()
+            sampler = policy.save_weights_and_get_sampling_client().result()
             picked = batch_indices(len(problems), cfg.prompts, cfg.seed, step // cfg.reuse)
             batch_P = [problems[i] for i in picked]
             prompts_P = [chat_prompt(tokenizer, p.question) for p in batch_P]

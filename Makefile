@@ -1,0 +1,51 @@
+# make lab       post-train the shipped model with SFT, then RLVR; before and after
+# make test      everything that guards the project
+# make notebook  open the lessons in Jupyter
+# make notebooks rebuild the lessons from their scripts and execute them
+
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+# On a Linux machine where the default index would bring the CUDA build of torch:
+#   make lab TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH = $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
+SCALE ?= laptop
+
+.PHONY: lab test notebook notebooks install clean
+
+lab: .venv/lab
+	.venv/bin/posttrain lab --scale $(SCALE)
+
+test: .venv/dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python tools/weave.py --check
+	.venv/bin/python tools/tables.py --check
+	.venv/bin/pytest
+	.venv/bin/python tools/weave.py --smoke
+
+notebook: .venv/lab
+	.venv/bin/jupyter notebook methods
+
+notebooks: .venv/lab
+	SCALE=$(SCALE) .venv/bin/python tools/weave.py --run
+
+install: .venv/lab
+
+# torch comes first and alone: anything else that asks for it would take the newest build.
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}")'
+	$(PYTHON) -m venv .venv
+
+.venv/lab: .venv/bin/python requirements.txt pyproject.toml
+	$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) -r requirements.txt
+	touch $@
+
+.venv/dev: .venv/lab requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv build runs
