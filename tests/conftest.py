@@ -84,7 +84,7 @@ def engine_url(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     state = tmp_path_factory.mktemp("state")
     process, url = start_engine(tiny_model_dir, state, "--parent", str(os.getpid()))
     yield url
-    process.kill()
+    process.terminate()
     process.wait()
 
 

@@ -15,8 +15,6 @@ from posttrain.engine.stops import read_stops
 from posttrain.engine.trainer import AdamParams
 
 UNSUPPORTED = (
-    "topk_prompt_logprobs",
-    "topk_sample_logprobs",
     "target_prompt_logprobs",
     "prompt_alt_tokens_k",
     "record_stability_info",
@@ -90,7 +88,6 @@ def read_sample(body: dict[str, Any], model: Model) -> Request:
         prompt += need(chunk, "tokens", list)
     if not all(isinstance(token, int) for token in prompt):
         raise UserError("the prompt's tokens must be integers")
-    scored = len(prompt) if optional(body, "prompt_logprobs", bool, False) else 0
     last = optional(body, "prompt_logprobs_last_n", int, None)
     if last is not None and last < 0:
         raise UserError(f"prompt_logprobs_last_n is {last}")
@@ -103,7 +100,10 @@ def read_sample(body: dict[str, Any], model: Model) -> Request:
         top_p=optional(params, "top_p", float, 1.0),
         seed=optional(params, "seed", int, None),
         stops=read_stops(params.get("stop"), model.eos),
-        prompt_logprobs=scored if last is None else last,
+        prompt_logprobs=optional(body, "prompt_logprobs", bool, False),
+        topk_prompt=optional(body, "topk_prompt_logprobs", int, 0),
+        topk_sample=optional(body, "topk_sample_logprobs", int, 0),
+        last_n=last,
     )
     if request.stops.strings and model.tokenizer is None:
         raise UserError(f"model {model.name} has no tokenizer.json, so it cannot stop at strings")

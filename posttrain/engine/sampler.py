@@ -14,6 +14,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from posttrain.engine.draw import Policy, draw
 from posttrain.engine.errors import UserError
 from posttrain.engine.model import Cache, Decoder
 from posttrain.engine.stops import Stops
-from posttrain.engine.trainer import target_logprobs
+from posttrain.engine.trainer import CELLS, target_logprobs
 
 PREFILL = 4096  # prompt positions in one pass, padding included
 BLOCK = 64  # random numbers drawn for a row, and cache positions added, at a time
@@ -44,7 +45,10 @@ class Request:
     top_p: float = 1.0
     seed: int | None = None
     stops: Stops = field(default_factory=Stops)
-    prompt_logprobs: int = 0  # how many of the last prompt positions to score
+    prompt_logprobs: bool = False  # return the log-probabilities of the prompt's tokens
+    topk_prompt: int = 0  # and the k most probable tokens at each position of the prompt
+    topk_sample: int = 0  # and of each sample
+    last_n: int | None = None  # of the prompt only the last n positions; None: all
 
     def check(self, config: DecoderConfig) -> None:
         """Raises UserError where this model cannot carry the request out."""
@@ -63,13 +67,28 @@ class Request:
             raise UserError(f"temperature is {self.temperature}, not a number from 0 up")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}, not in (0, 1]")
+        if not (0 <= self.topk_prompt <= vocab and 0 <= self.topk_sample <= vocab):
+            raise UserError(f"a number of most probable tokens is not between 0 and {vocab}")
         if self.top_k < 1 and self.top_k != -1:
             raise UserError(f"top_k is {self.top_k}, neither positive nor -1 (off)")
+
+    @property
+    def first(self) -> int:
+        """The first position of the prompt that is scored; nothing predicts position 0."""
+        length = len(self.prompt)
+        return max(1, 0 if self.last_n is None else length - self.last_n)
 
     def room(self, config: DecoderConfig) -> int:
         """How many tokens may be generated: max_tokens, as far as the context allows."""
         left = config.max_position_embeddings - len(self.prompt)
         return left if self.max_tokens is None else min(self.max_tokens, left)
+
+
+class Top(NamedTuple):
+    """The k most probable tokens of one position: ids int64 and log-probabilities, each `(k,)`."""
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
 
 
 @dataclass
@@ -78,6 +97,7 @@ class Sample:
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    tops: list[Top] = field(default_factory=list)
     stopped: bool = False
 
 
@@ -85,12 +105,15 @@ class Sample:
 class Result:
     """Filled in while `unfinished` counts down to 0.
 
-    `prompt_logprobs` is float32 `(P,)` with NaN where nothing was asked, or None.
+    `prompt_logprobs` is float32 `(P,)` with NaN where nothing was asked, or None. `prompt_tops`
+    belongs to the last positions of the prompt, or is empty.
     """
 
+    prompt_length: int
     samples: list[Sample]
     unfinished: int
     prompt_logprobs: np.ndarray | None = None
+    prompt_tops: list[Top] = field(default_factory=list)
 
 
 @dataclass
@@ -129,7 +152,7 @@ class Generation:
 
         The results are filled in by `step` until their `unfinished` is 0.
         """
-        results = [Result([], request.num_samples) for request in requests]
+        results = [Result(len(request.prompt), [], request.num_samples) for request in requests]
         owners: dict[tuple[int, ...], list[int]] = {}
         for index, request in enumerate(requests):
             owners.setdefault(request.prompt, []).append(index)
@@ -139,8 +162,7 @@ class Generation:
             for source, prompt in enumerate(prompts):
                 for index in owners[prompt]:
                     request, result = requests[index], results[index]
-                    if request.prompt_logprobs:
-                        result.prompt_logprobs = self.score(hidden[source], request)
+                    self.score(hidden[source], request, result)
                     new = self.fresh_rows(request, result)
                     rows += new
                     sources += [source] * len(new)
@@ -159,16 +181,21 @@ class Generation:
         cache = Cache(self.decoder.config, rows, length, self.decoder.lm_head.weight)
         return self.decoder(tokens, positions=positions, cache=cache), cache
 
-    def score(self, hidden: Tensor, request: Request) -> np.ndarray:
-        """Log-probabilities `(P,)` of the prompt's tokens, each given those before it."""
-        length = len(request.prompt)
-        first = max(1, length - request.prompt_logprobs)
-        found = np.full(length, np.nan, np.float32)
-        if first < length:
+    def score(self, hidden: Tensor, request: Request, result: Result) -> None:
+        """What the request asks about its prompt, each position given those before it."""
+        length, first = len(request.prompt), request.first
+        if request.prompt_logprobs:
+            result.prompt_logprobs = np.full(length, np.nan, np.float32)
+        if first >= length:
+            return
+        before = hidden[first - 1 : length - 1]
+        if result.prompt_logprobs is not None:
             targets = torch.tensor(request.prompt[first:], device=self.device)[:, None]
-            scores = target_logprobs(self.decoder, None, hidden[first - 1 : length - 1], targets)
-            found[first:] = scores[:, 0].cpu().numpy()
-        return found
+            scores = target_logprobs(self.decoder, None, before, targets)
+            result.prompt_logprobs[first:] = scores[:, 0].cpu().numpy()
+        if request.topk_prompt:
+            for part in before.split(max(1, CELLS // self.decoder.config.vocab_size)):
+                result.prompt_tops += tops(self.decoder.logits(part).float(), request.topk_prompt)
 
     def fresh_rows(self, request: Request, result: Result) -> list[Row]:
         """A row for each sample. Its random numbers depend on (seed, index of the sample) only."""
@@ -192,6 +219,7 @@ class Generation:
         policy = Policy.of([row.request for row in rows], self.device)
         logits = self.decoder.logits(hidden[source, ends]).float()
         tokens, logprobs = draw(logits, uniforms[:, 0], policy)
+        add_tops(rows, logits)
         capacity = max(int(lengths.max()) + BLOCK, self.cache.capacity if self.cache else 0)
         parts = [(cache, source)]
         if self.cache is not None:
@@ -219,6 +247,7 @@ class Generation:
         hidden = self.decoder(tokens, positions=positions, cache=self.cache)
         logits = self.decoder.logits(hidden[:, 0]).float()
         self.tokens, logprobs = draw(logits, uniforms, self.policy)
+        add_tops(self.rows, logits)
         self.counts += 1
         self.positions += 1
         self.record(self.rows, self.tokens, logprobs)
@@ -266,6 +295,23 @@ class Generation:
                     row.sample.stopped = True
                     row.result.unfinished -= row.alive
                     row.alive = False
+
+
+def tops(logits: Tensor, k: int) -> list[Top]:
+    """For each row of `logits` `(N, V)` its k most probable tokens, most probable first."""
+    values, tokens = logits.log_softmax(-1).topk(k)
+    return [Top(*row) for row in zip(tokens.cpu().numpy(), values.cpu().numpy(), strict=True)]
+
+
+def add_tops(rows: list[Row], logits: Tensor) -> None:
+    """Append the most probable tokens to the samples of live rows that ask for them."""
+    wanted = [i for i, row in enumerate(rows) if row.alive and row.request.topk_sample]
+    if not wanted:
+        return
+    widest = max(rows[i].request.topk_sample for i in wanted)
+    for i, top in zip(wanted, tops(logits[wanted], widest), strict=True):
+        k = rows[i].request.topk_sample
+        rows[i].sample.tops.append(Top(top.tokens[:k], top.logprobs[:k]))
 
 
 def prefills(prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:

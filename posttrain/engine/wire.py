@@ -11,7 +11,7 @@ from tinker.proto import tinker_public_pb2 as pb
 
 from posttrain.engine.datum import Datum
 from posttrain.engine.errors import UserError
-from posttrain.engine.sampler import Result
+from posttrain.engine.sampler import Result, Top
 from posttrain.engine.trainer import Output
 
 NUMPY: dict[int, np.dtype[Any]] = {
@@ -19,6 +19,7 @@ NUMPY: dict[int, np.dtype[Any]] = {
     pb.DTYPE_INT64: np.dtype("<i8"),
     pb.DTYPE_INT32: np.dtype("<i4"),
 }
+EMPTY = -99999.0  # marks a cell of the most probable tokens that holds nothing
 DENSE_CELLS = 2**28  # a sparse tensor may claim any shape: refuse to unfold more than this
 
 
@@ -119,15 +120,29 @@ def write_output(output: Output) -> bytes:
     return message.SerializeToString()
 
 
+def write_tops(message: Any, tops: list[Top], length: int) -> None:
+    """Rows of (token, log-probability), after as many empty ones as make up `length`."""
+    k, empty = len(tops[0].tokens), max(0, length - len(tops))
+    tokens = np.concatenate([np.zeros(empty * k, "<i4"), *(top.tokens for top in tops)])
+    logprobs = np.concatenate([np.full(empty * k, EMPTY, "<f4"), *(top.logprobs for top in tops)])
+    message.token_ids = tokens.astype("<i4").tobytes()
+    message.logprobs = logprobs.astype("<f4").tobytes()
+    message.k, message.length = k, empty + len(tops)
+
+
 def write_result(result: Result) -> bytes:
     """A `SampleResponse`."""
     message = pb.SampleResponse()
     for sample in result.samples:
-        message.sequences.add(
+        sequence = message.sequences.add(
             stop_reason=pb.STOP_REASON_STOP if sample.stopped else pb.STOP_REASON_LENGTH,
             tokens=np.array(sample.tokens, "<i4").tobytes(),
             logprobs=np.array(sample.logprobs, "<f4").tobytes(),
         )
+        if sample.tops:
+            write_tops(sequence.topk_sampled_logprobs, sample.tops, 0)
     if result.prompt_logprobs is not None:
         message.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
+    if result.prompt_tops:
+        write_tops(message.topk_prompt_logprobs, result.prompt_tops, result.prompt_length)
     return message.SerializeToString()

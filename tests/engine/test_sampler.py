@@ -155,8 +155,8 @@ def test_greedy_is_the_most_probable_token(decoder: Decoder) -> None:
 def test_prompt_logprobs(decoder: Decoder) -> None:
     prompt = [5, 6, 7, 8]
     full, last, none = (
-        run(decoder, ask(prompt, prompt_logprobs=n, max_tokens=1))[0].prompt_logprobs
-        for n in (4, 2, 0)
+        run(decoder, ask(prompt, prompt_logprobs=yes, last_n=n, max_tokens=1))[0].prompt_logprobs
+        for yes, n in ((True, None), (True, 2), (False, None))
     )
     assert full is not None
     assert last is not None
@@ -165,6 +165,20 @@ def test_prompt_logprobs(decoder: Decoder) -> None:
     np.testing.assert_allclose(full[1:], reference(decoder, prompt), atol=1e-4)
     assert np.isnan(last[:2]).all()
     np.testing.assert_array_equal(last[2:], full[2:])
+
+
+def test_most_probable_tokens(decoder: Decoder) -> None:
+    prompt = [5, 6, 7, 8]
+    (result,) = run(decoder, ask(prompt, topk_prompt=3, topk_sample=2, max_tokens=3))
+    whole = [*prompt, *result.samples[0].tokens]
+    expected = decoder.logits(decoder(torch.tensor([whole])))[0].log_softmax(-1).topk(3)
+    assert (len(result.prompt_tops), len(result.samples[0].tops)) == (3, 3)
+    found = [*result.prompt_tops, *result.samples[0].tops]
+    for place, top in enumerate(found):
+        k = len(top.tokens)
+        assert k == (3 if place < 3 else 2)
+        assert top.tokens.tolist() == expected.indices[place, :k].tolist()
+        np.testing.assert_allclose(top.logprobs, expected.values[place, :k], atol=1e-4)
 
 
 def test_stop_tokens_stay_in_the_output(decoder: Decoder) -> None:
@@ -220,7 +234,7 @@ def test_length_is_clipped_to_the_context(decoder: Decoder) -> None:
     short, full, free = run(
         decoder,
         ask(prompt[:-3], max_tokens=50),
-        ask(prompt, max_tokens=50, prompt_logprobs=limit),
+        ask(prompt, max_tokens=50, prompt_logprobs=True),
         ask([1], max_tokens=None),
     )
     assert len(short.samples[0].tokens) == 3

@@ -149,6 +149,35 @@ def test_compute_logprobs_is_what_training_sees(policy: tinker.TrainingClient) -
     np.testing.assert_allclose(np.array(found[1:], float), logprobs(policy)[:4], atol=1e-4)
 
 
+def test_most_probable_tokens_make_soft_targets(policy: tinker.TrainingClient) -> None:
+    """Distilling a model into itself from its whole distribution leaves nothing to learn."""
+    sampler = policy.save_weights_and_get_sampling_client().result()
+    answer = sampler.sample(
+        prompt(1, 2, 3),
+        1,
+        types.SamplingParams(max_tokens=2, stop=[]),
+        include_prompt_logprobs=True,
+        topk_prompt_logprobs=260,
+        topk_sample_logprobs=2,
+    ).result()
+    rows = answer.topk_prompt_logprobs
+    assert rows is not None
+    assert rows[0] is None
+    assert len(answer.sequences[0].topk_logprobs or []) == 2
+    targets = [[token for token, _ in row or []] for row in rows[1:]]
+    weights = [[float(np.exp(logprob)) for _, logprob in row or []] for row in rows[1:]]
+    np.testing.assert_allclose(np.sum(weights, 1), 1, atol=1e-4)
+    inputs: Any = {
+        "target_tokens": torch.tensor(targets),
+        "weights": torch.tensor(weights, dtype=torch.float32),
+    }
+    data = [types.Datum(model_input=prompt(1, 2), loss_fn_inputs=inputs)]
+    policy.forward_backward(data, "cross_entropy").result()
+    metrics = policy.optim_step(types.AdamParams(learning_rate=0.0)).result().metrics
+    assert metrics is not None
+    assert metrics["grad_norm:mean"] < 1e-3
+
+
 def test_a_sampler_keeps_the_weights_it_was_made_of(policy: tinker.TrainingClient) -> None:
     sampler = policy.save_weights_and_get_sampling_client().result()
     params = types.SamplingParams(max_tokens=8, temperature=0.0)
@@ -259,9 +288,9 @@ MISTAKES: list[tuple[Act, str]] = [
         lambda s, p: (
             p.save_weights_and_get_sampling_client()
             .result()
-            .sample(prompt(1), 1, types.SamplingParams(), topk_prompt_logprobs=3)
+            .sample(prompt(1), 1, types.SamplingParams(), prompt_alt_tokens_k=3)
         ),
-        "topk_prompt_logprobs is not supported",
+        "prompt_alt_tokens_k is not supported",
     ),
 ]
 
