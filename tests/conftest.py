@@ -17,11 +17,17 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 import pytest
 import tinker
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from posttrain.connect import connect
 from posttrain.engine.config import DecoderConfig
 from posttrain.engine.model import Decoder
+
+# Timings on a shared machine say nothing, and a test must not fail today and pass tomorrow.
+settings.register_profile("lab", deadline=None, derandomize=True)
+settings.load_profile("lab")
 
 TINY = DecoderConfig(
     vocab_size=260,
@@ -93,3 +99,21 @@ def service(engine_url: str) -> Iterator[tinker.ServiceClient]:
     client = tinker.ServiceClient(base_url=engine_url, api_key=KEY)
     yield client
     client.close("success")
+
+
+@pytest.fixture(scope="session")
+def base_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tinker.ServiceClient]:
+    """The embedded engine over the shipped models, with a state directory of its own."""
+    saved = dict(os.environ)
+    os.environ["POSTTRAIN_HOME"] = str(tmp_path_factory.mktemp("home"))
+    for name in ("TINKER_BASE_URL", "TINKER_API_KEY", "POSTTRAIN_ENGINE_URL"):
+        os.environ.pop(name, None)
+    yield connect(quiet=True)
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+@pytest.fixture
+def policy(base_service: tinker.ServiceClient) -> tinker.TrainingClient:
+    """A fresh adapter on the shipped base model."""
+    return base_service.create_lora_training_client("posttrain/base", rank=8, seed=0).result()

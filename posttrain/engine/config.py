@@ -31,6 +31,11 @@ class DecoderConfig:
                 f"{self.num_key_value_heads} key-value heads evenly"
             )
 
+    @property
+    def cache_cells(self) -> int:
+        """Numbers that the key-value cache holds for one position of one sequence."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+
     @classmethod
     def from_dir(cls, directory: str | Path) -> DecoderConfig:
         """Read `directory/config.json`.

@@ -326,7 +326,7 @@ class Engine:
                 answer = failure(result)
             loop.call_soon_threadsafe(promise.settle, answer)
 
-        self.worker.sample(Waiting(weights.key, start, request, done))
+        self.worker.sample(Waiting(weights.key, weights.model.config, start, request, done))
         return promise, count
 
 

@@ -78,6 +78,10 @@ class Request:
         length = len(self.prompt)
         return max(1, 0 if self.last_n is None else length - self.last_n)
 
+    def span(self, config: DecoderConfig) -> int:
+        """The cache positions that all its samples may come to need."""
+        return self.num_samples * (len(self.prompt) + self.room(config))
+
     def room(self, config: DecoderConfig) -> int:
         """How many tokens may be generated: max_tokens, as far as the context allows."""
         left = config.max_position_embeddings - len(self.prompt)
@@ -145,6 +149,11 @@ class Generation:
     @property
     def live(self) -> int:
         return sum(row.alive for row in self.rows)
+
+    @property
+    def span(self) -> int:
+        """The cache positions that the live rows may come to need."""
+        return sum(len(row.request.prompt) + row.room for row in self.rows if row.alive)
 
     @torch.inference_mode()
     def admit(self, requests: Sequence[Request]) -> list[Result]:
@@ -236,9 +245,9 @@ class Generation:
     @torch.inference_mode()
     def step(self) -> None:
         """One more token for every live row."""
-        self.pack()
-        if self.cache is None:
+        if not self.live or self.cache is None:
             return
+        self.cache = self.pack(self.cache)
         for row in np.flatnonzero(self.counts % BLOCK == 0):
             self.uniforms[row] = self.rows[row].random.random(BLOCK)
         uniforms = self.uniforms[np.arange(len(self.rows)), self.counts % BLOCK]
@@ -252,25 +261,22 @@ class Generation:
         self.positions += 1
         self.record(self.rows, self.tokens, logprobs)
 
-    def pack(self) -> None:
+    def pack(self, cache: Cache) -> Cache:
         """Drop finished rows once they are many, and make room in the cache for a token."""
         live = [index for index, row in enumerate(self.rows) if row.alive]
-        if self.cache is None or not live:
-            self.__init__(self.decoder, self.tokenizer)  # type: ignore[misc]
-            return
         # A finished row that is still computed must not run past the context: hold it still.
         ended = [index for index, row in enumerate(self.rows) if not row.alive]
         self.positions[ended] = 0
-        full = int(self.positions.max()) >= self.cache.capacity
+        full = int(self.positions.max()) >= cache.capacity
         if not full and len(live) >= SPARSE * len(self.rows):
-            return
-        capacity = self.cache.capacity + (max(BLOCK, self.cache.capacity // 4) if full else 0)
+            return cache
+        capacity = cache.capacity + (max(BLOCK, cache.capacity // 4) if full else 0)
         keep = torch.tensor(live, device=self.device)
-        self.cache = Cache.gather(self.decoder.config, [(self.cache, keep)], capacity)
         self.rows = [self.rows[index] for index in live]
         self.tokens, self.positions = self.tokens[live], self.positions[live]
         self.counts, self.uniforms = self.counts[live], self.uniforms[live]
         self.policy = Policy.of([row.request for row in self.rows], self.device)
+        return Cache.gather(self.decoder.config, [(cache, keep)], capacity)
 
     def record(self, rows: list[Row], tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """Append what was drawn to the samples of live rows, and end those that are complete."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from posttrain.engine.config import DecoderConfig
 from posttrain.engine.sampler import Generation, Request, Result
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 WINDOW = 0.003  # seconds a first sampling request waits for others
 STEPS = 16  # tokens between admissions to a running batch, unless many wait
 ROWS = 512  # samples generated at a time with one set of weights
+CELLS = 2**29  # numbers in the key-value cache of a batch: 2 GiB in float32
 SLICE = 0.1  # seconds of sampling between two jobs
 
 Done = Callable[[Result | Exception], None]
@@ -33,6 +35,7 @@ class Waiting:
     """A sampling request. `start` gives the decoder's empty batch, should none be running."""
 
     key: str
+    config: DecoderConfig
     start: Callable[[], Generation]
     request: Request
     done: Done
@@ -108,21 +111,23 @@ class Worker(threading.Thread):
             keys = {waiting.key for waiting in self.waiting}
         for key in keys:
             running = self.running.get(key)
-            live = running.generation.live if running else 0
+            live, span = (running.generation.live, running.generation.span) if running else (0, 0)
             with self.wake:
                 mine = [waiting for waiting in self.waiting if waiting.key == key]
                 if running and running.steps % STEPS and 4 * len(mine) < live:
                     continue
-                chosen = []
+                chosen: list[Waiting] = []
                 for waiting in mine:
-                    if live and live + waiting.request.num_samples > ROWS:
-                        break
                     live += waiting.request.num_samples
+                    span += waiting.request.span(waiting.config)
+                    # The first is always admitted: it would not become smaller by waiting.
+                    alone = not (running or chosen)
+                    if not alone and (live > ROWS or span * waiting.config.cache_cells > CELLS):
+                        break
                     chosen.append(waiting)
                     self.waiting.remove(waiting)
             if chosen:
                 self.begin(key, chosen)
-                self.largest_batch = max(self.largest_batch, live)
 
     def begin(self, key: str, chosen: list[Waiting]) -> None:
         try:
@@ -137,6 +142,7 @@ class Worker(threading.Thread):
             return
         dones = [waiting.done for waiting in chosen]
         running.unfinished += zip(results, dones, strict=True)
+        self.largest_batch = max(self.largest_batch, running.generation.live)
         self.deliver(key)
 
     def step(self, key: str) -> None:
