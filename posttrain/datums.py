@@ -16,6 +16,9 @@ import torch
 from tinker import TensorData
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+# A base model goes on with the next question; its answer ends with the line or the document.
+PLAIN_STOP = ["\n", "<|endoftext|>"]
+
 
 def chat_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     """The tokens of a conversation in which the user has asked and the assistant is to answer."""

@@ -8,6 +8,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# Printed beside every table of results at laptop scale.
+HONESTY = "Rankings on a model of this size do not transfer to LLMs; the mechanisms do."
+
 
 class Scale(StrEnum):
     """How big a run is. A member is also its own name: `Scale.SMOKE == "smoke"`."""

@@ -1,6 +1,6 @@
 """Imports flow one way: lab -> inventions -> stacks -> methods -> tasks -> shared -> problem.
 
-`connect` starts the engine and is for whoever runs an experiment: the lab, the command line and lessons.
+`connect` starts the engine and is for whoever runs an experiment: lab, command line, lessons.
 No library code knows which Tinker it runs on, so none imports `connect` or `engine`.
 """
 

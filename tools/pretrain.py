@@ -8,12 +8,16 @@ beside the recipe. About 25 minutes on two CPU cores for the shipped base.
 
 from __future__ import annotations
 
+import os
+
+# Threads that wait must sleep: spinning, they stall the run whenever a core is shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import dataclasses
 import itertools
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +43,25 @@ CHAT = (
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one mixture and one learning-rate schedule."""
+
+    steps: int = 1200
+    rows: int = 72  # sequences a batch
+    length: int = 256  # tokens a sequence
+    learning_rate: float = 3e-3
+    warmup: int = 60  # steps
+    mixture: Mixture = field(default_factory=Mixture)
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to a twentieth."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A base model: shape, corpus, schedule."""
 
@@ -52,19 +75,32 @@ class Recipe:
     kv_heads: int = 2
     head_dim: int = 48
     context: int = 512  # tokens, max_position_embeddings
-    steps: int = 1200
-    rows: int = 72  # sequences a batch
-    length: int = 256  # tokens a sequence
-    learning_rate: float = 3e-3
     weight_decay: float = 0.05
-    warmup: int = 60  # steps
-    mixture: Mixture = field(default_factory=Mixture)
+    phases: tuple[Phase, ...] = (Phase(),)
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
         raw = json.loads(path.read_text())
-        raw["mixture"] = Mixture(**raw.get("mixture", {}))
-        return cls(**raw)
+        phases = raw.pop("phases", [{}])
+        for phase in phases:
+            phase["mixture"] = Mixture(**phase.get("mixture", {}))
+        return cls(**raw, phases=tuple(Phase(**phase) for phase in phases))
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def phase(self, step: int) -> tuple[Phase, int]:
+        """The phase that `step` falls into, and which of its steps it is."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase, step
+            step -= phase.steps
+        raise ValueError("the recipe has no more steps")
+
+    def rate(self, step: int) -> float:
+        phase, within = self.phase(step)
+        return phase.rate(within)
 
     def decoder_config(self, vocab_size: int) -> DecoderConfig:
         return DecoderConfig(
@@ -77,13 +113,6 @@ class Recipe:
             head_dim=self.head_dim,
             max_position_embeddings=self.context,
         )
-
-    def rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to a twentieth."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
-        return self.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def train_tokenizer(recipe: Recipe, sample: int = 20_000) -> PreTrainedTokenizerFast:
@@ -103,7 +132,7 @@ def train_tokenizer(recipe: Recipe, sample: int = 20_000) -> PreTrainedTokenizer
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    corpus = itertools.islice(documents(recipe.seed, recipe.mixture), sample)
+    corpus = itertools.islice(documents(recipe.seed, recipe.phases[0].mixture), sample)
     bpe.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
@@ -121,12 +150,14 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> I
 
     Whole documents are packed into rows; what does not fit is padding, which carries no loss.
     """
-    pad, end = tokenizer.get_vocab()["<|pad|>"], tokenizer.get_vocab()["<|endoftext|>"]
-    width = recipe.length + 1
-    for step in itertools.count(start):
-        source = documents((recipe.seed << 32) + step + 1, recipe.mixture)
+    vocabulary = tokenizer.get_vocab()
+    pad, end = vocabulary["<|pad|>"], vocabulary["<|endoftext|>"]
+    for step in range(start, recipe.steps):
+        phase, _ = recipe.phase(step)
+        width = phase.length + 1
+        source = documents((recipe.seed << 32) + step + 1, phase.mixture)
         rows: list[list[int]] = [[]]
-        while len(rows) <= recipe.rows:
+        while len(rows) <= phase.rows:
             texts = list(itertools.islice(source, 64))
             for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
                 if len(ids) + 1 > width:
@@ -134,7 +165,7 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> I
                 if len(rows[-1]) + len(ids) + 1 > width:
                     rows.append([])
                 rows[-1] += [*ids, end]
-        yield torch.tensor([row + [pad] * (width - len(row)) for row in rows[: recipe.rows]])
+        yield torch.tensor([row + [pad] * (width - len(row)) for row in rows[: phase.rows]])
 
 
 def initialise(decoder: Decoder, seed: int) -> None:
@@ -183,7 +214,7 @@ def pretrain(recipe: Recipe, work: Path, *, compiled: bool, every: int = 100) ->
     if compiled:
         compute = torch.compile(loss_of)
     clock = time.perf_counter()
-    for batch in itertools.islice(batches(recipe, tokenizer, step), recipe.steps - step):
+    for batch in batches(recipe, tokenizer, step):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         loss = compute(decoder, batch.to(device), pad)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.scale import HONESTY
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Every method of the plan: its name and its notebook. The results file stands beside it.
@@ -31,7 +33,6 @@ METHODS = {
     "SDFT": "methods/sdft/sdft_train.ipynb",
     "Multi-agent RL": "methods/marl/marl_train.ipynb",
 }
-HONESTY = "Rankings on a model of this size do not transfer to LLMs; the mechanisms do."
 BLOCK = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 # Which blocks each document must have.
 DOCUMENTS = {"README.md": ("status", "results"), "PLAN.md": ("status",)}

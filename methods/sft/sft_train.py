@@ -88,7 +88,7 @@ targets = datum.loss_fn_inputs["target_tokens"].to_torch().tolist()
 weights = datum.loss_fn_inputs["weights"].to_torch().tolist()
 assert targets[-1] == tokenizer.eos_token_id
 assert weights[-1] == 1.0
-token_mask([tokenizer.decode([t]) for t in targets], weights, title="What the loss sees")
+token_mask([str(tokenizer.decode([t])) for t in targets], weights, title="What the loss sees")
 
 # %% [markdown]
 # ### A check before training
@@ -106,7 +106,7 @@ for example in examples:
     prompt = chat_prompt(tokenizer, example.question)
     answer = chat_completion(tokenizer, example.question, example.answer)
     logprobs = base.compute_logprobs(tinker.ModelInput.from_ints(prompt + answer)).result()
-    scored += [-value for value in logprobs[len(prompt) :]]
+    scored += [-value for value in logprobs[len(prompt) :] if value is not None]
 by_hand = sum(scored) / len(scored)
 print(f"server {reported:.5f}, by hand {by_hand:.5f} nats per token")
 assert abs(reported - by_hand) < 1e-3
@@ -134,7 +134,8 @@ print("base:", before)
 # %%
 cfg = sft_config(world, seed=0)
 arms = {"chain of thought": worked(problems), "answer only": bare(problems)}
-curves_by_arm, samplers = {}, {}
+samplers = {}
+curves_by_arm: dict[str, list[list[dict[str, float]]]] = {}
 for arm, demonstrations in arms.items():
     policy = service.create_lora_training_client(world.model, rank=world.rank, seed=0).result()
     with progress(arm, 0, cfg.steps, ["loss"]) as show:

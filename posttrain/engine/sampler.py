@@ -30,7 +30,7 @@ from posttrain.engine.trainer import CELLS, target_logprobs
 
 PREFILL = 4096  # prompt positions in one pass, padding included
 BLOCK = 64  # random numbers drawn for a row, and cache positions added, at a time
-SPARSE = 0.75  # the batch is packed when fewer of its rows than this are alive
+SPARSE = 0.6  # the batch is packed when fewer of its rows than this are alive
 
 
 @dataclass(frozen=True)

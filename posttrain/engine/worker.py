@@ -116,6 +116,8 @@ class Worker(threading.Thread):
                 mine = [waiting for waiting in self.waiting if waiting.key == key]
                 if running and running.steps % STEPS and 4 * len(mine) < live:
                     continue
+                if live > ROWS // 2:
+                    continue  # joining copies the cache: refill a large batch at once, not in drips
                 chosen: list[Waiting] = []
                 for waiting in mine:
                     live += waiting.request.num_samples

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import tinker
 from rich.console import Console
 from rich.table import Table
 
 from posttrain import plots
 from posttrain.connect import connect
-from posttrain.datums import chat_prompt, plain_prompt
-from posttrain.evals import Score, evaluate, side_by_side
+from posttrain.datums import PLAIN_STOP, chat_prompt, plain_prompt
+from posttrain.evals import Comparison, Score, evaluate, side_by_side
 from posttrain.lab.arms import cold_start, parameters_of, rlvr_config
 from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
 from posttrain.methods import rlvr
 from posttrain.runs import write_json
-from posttrain.scale import Scale
-
-HONESTY = "Rankings on a model of this size do not transfer to LLMs; the mechanisms do."
+from posttrain.scale import HONESTY, Scale
 
 
 def post_train(
@@ -48,7 +47,13 @@ def post_train(
             base, world.test, world.k, prompt=chat_prompt, max_tokens=world.max_tokens, seed=seed
         ),
         "base": evaluate(
-            base, world.test, world.k, prompt=plain_prompt, max_tokens=world.max_tokens, seed=seed
+            base,
+            world.test,
+            world.k,
+            prompt=plain_prompt,
+            stop=PLAIN_STOP,
+            max_tokens=world.max_tokens,
+            seed=seed,
         ),
     }
     console.print(f"base: {scores['base']}", highlight=False)
@@ -70,19 +75,33 @@ def post_train(
     cost = start.cost(parameters) + final.cost(parameters)
     console.print(table_of(scores))
     console.print(f"95 % intervals over {len(world.test)} held-out problems. {HONESTY}\n")
-    for row in side_by_side(
-        {"SFT": start.sampler, "RLVR": final.sampler}, hardest(world), max_tokens=world.max_tokens
-    ):
-        console.print(f"{row}\n", highlight=False, markup=False)
+    print_answers(console, world, base, {"SFT": start.sampler, "RLVR": final.sampler})
     save(out, scores, cost, start, final)
     console.print(f"Plots: {out / 'before_after.png'}, {out / 'reward.png'}", highlight=False)
     console.print(f"Runs: {start.folder}, {final.folder}", highlight=False)
     return scores
 
 
-def hardest(world: World) -> list:
-    """Three held-out problems with the longest solutions among the first hundred."""
-    return sorted(world.test[:100], key=lambda p: -len(p.solution))[:3]
+def print_answers(
+    console: Console,
+    world: World,
+    base: tinker.SamplingClient,
+    trained: Mapping[str, tinker.SamplingClient],
+) -> None:
+    """Three held-out problems with long solutions, answered greedily by every stage."""
+    problems = sorted(world.test[:100], key=lambda p: -len(p.solution))[:3]
+    limit = world.max_tokens
+    plain = side_by_side(
+        {"base": base}, problems, prompt=plain_prompt, stop=PLAIN_STOP, max_tokens=limit
+    )
+    for before, after in zip(plain, side_by_side(trained, problems, max_tokens=limit), strict=True):
+        whole = Comparison(
+            after.question,
+            after.solution,
+            {**before.answers, **after.answers},
+            {**before.correct, **after.correct},
+        )
+        console.print(f"{whole}\n", highlight=False, markup=False)
 
 
 def table_of(scores: Mapping[str, Score]) -> Table:

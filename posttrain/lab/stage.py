@@ -81,11 +81,15 @@ def run_stage(
     return Stage(policy, sampler, run.checkpoint, metrics, folder)
 
 
-def measure(sampler: tinker.SamplingClient, world: World, **options: Any) -> dict[str, Score]:
-    """Scores on the held-out splits that the task has: `test`, and `ood` where there is one."""
-    splits = {"test": world.test, "ood": world.ood}
-    return {
-        name: evaluate(sampler, items, world.k, max_tokens=world.max_tokens, **options)
-        for name, items in splits.items()
-        if items
-    }
+def measure(sampler: tinker.SamplingClient, world: World) -> dict[str, Score]:
+    """Scores on the held-out splits that the task has: `test`, and `ood` where there is one.
+
+    Half as many samples as the main job takes, and half of the longer problems: a comparison
+    repeats this for every arm and seed, and its interval comes from those.
+    """
+    k = max(world.k // 2, 1)
+    scores = {"test": evaluate(sampler, world.test, k, max_tokens=world.max_tokens)}
+    if world.ood:
+        longer = world.ood[: len(world.ood) // 2]
+        scores["ood"] = evaluate(sampler, longer, max(k // 2, 1), max_tokens=world.max_tokens)
+    return scores

@@ -1,0 +1,149 @@
+"""RLVR against the engine: identity at the start, gradient sign, masks, and that it learns."""
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import tinker
+import torch
+
+from posttrain.datums import chat_prompt
+from posttrain.methods import sft
+from posttrain.methods.rlvr import (
+    Config,
+    rejection_sample,
+    right_answer,
+    rlvr_datums,
+    train,
+)
+from posttrain.rollouts import Rollout, kl_from, sample_groups
+from posttrain.tasks import math
+from posttrain.tasks.problem import Demonstration, Grade
+
+PROBLEMS = math.problems("train", 8, steps=(1, 1))
+SMALL = Config(prompts=4, group_size=4, max_tokens=24, steps=2)
+
+
+class Short:
+    """A task that a few steps can teach: say very little."""
+
+    key, question, solution = "short", "Compute 3+4.", "7."
+
+    def grade(self, completion: str) -> Grade:
+        return Grade(correct=len(completion) < 8, parsed=True)
+
+
+def test_fresh_samples_have_ratio_one_and_no_distance(policy: tinker.TrainingClient) -> None:
+    reference = policy.save_weights_and_get_sampling_client().result()
+    metrics = next(train(policy, PROBLEMS, SMALL, reference=reference))
+    assert metrics.get("mismatch", 0.0) < 1e-4
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-3)
+    assert 0 <= metrics["correct"] <= 1
+    assert metrics["length"] <= 24
+
+
+def rollout(tokens: list[int], logprobs: list[float]) -> Rollout:
+    return Rollout([1, 2], tokens, logprobs, "", finished=True)
+
+
+def test_datums_carry_the_advantage_on_answers_and_leave_flat_groups_out() -> None:
+    groups = [[rollout([5], [-1.0]), rollout([6, 7], [-1.0, -2.0])], [rollout([8], [-1.0])] * 2]
+    data = rlvr_datums(groups, torch.tensor([[0.5, -0.5], [0.0, 0.0]]))
+    assert [d.model_input.to_ints() for d in data] == [[1, 2], [1, 2, 6]]
+    advantages = [d.loss_fn_inputs["advantages"].to_torch().tolist() for d in data]
+    assert advantages == [[0.0, 0.125], [0.0, -0.125, -0.125]]
+
+
+@pytest.mark.parametrize("loss", ["importance_sampling", "ppo"])
+def test_the_sign_of_the_advantage_is_the_direction(
+    policy: tinker.TrainingClient, loss: Any
+) -> None:
+    """One update makes the rewarded answer likelier and the other one less likely."""
+    tokenizer = policy.get_tokenizer()
+    prompt = chat_prompt(tokenizer, "Compute 3+4.")
+    sampler = policy.save_weights_and_get_sampling_client().result()
+    good, bad = tokenizer(" The answer is 7.")["input_ids"], tokenizer(" Then 9 more.")["input_ids"]
+
+    def scores(client: tinker.SamplingClient) -> list[list[float]]:
+        found = []
+        for answer in (good, bad):
+            whole = client.compute_logprobs(tinker.ModelInput.from_ints(prompt + answer)).result()
+            found.append([x for x in whole[len(prompt) :] if x is not None])
+        return found
+
+    before = scores(sampler)
+    group = [
+        Rollout(prompt, answer, logprobs, "", True)
+        for answer, logprobs in zip((good, bad), before, strict=True)
+    ]
+    policy.forward_backward(rlvr_datums([group], torch.tensor([[1.0, -1.0]])), loss).result()
+    policy.optim_step(tinker.AdamParams(learning_rate=1e-5)).result()
+    after = scores(policy.save_weights_and_get_sampling_client().result())
+    assert sum(after[0]) > sum(before[0])
+    assert sum(after[1]) < sum(before[1])
+
+
+def test_it_learns_what_is_rewarded(policy: tinker.TrainingClient) -> None:
+    cfg = Config(prompts=2, group_size=8, max_tokens=24, steps=15, learning_rate=3e-3)
+    rewards = [m["reward"] for m in train(policy, [Short()], cfg)]
+    assert sum(rewards[:2]) / 2 < 0.5
+    assert sum(rewards[-3:]) / 3 > 0.9
+
+
+def test_another_reward_is_another_function(policy: tinker.TrainingClient) -> None:
+    def steps(problem: math.MathProblem, answer: str) -> float:
+        return problem.grade_steps(answer)
+
+    cfg = Config(prompts=8, group_size=4, max_tokens=40, steps=1, learning_rate=0.0)
+    (outcome,) = train(policy, PROBLEMS, cfg)
+    (process,) = train(policy, PROBLEMS, cfg, reward=steps)
+    assert outcome["reward"] == outcome["correct"]
+    assert process["reward"] != outcome["reward"]
+    assert process["correct"] == outcome["correct"]  # the same samples, another reward
+
+
+def test_reuse_takes_two_updates_on_one_batch(policy: tinker.TrainingClient) -> None:
+    cfg = Config(prompts=4, group_size=4, max_tokens=24, steps=2, reuse=2, learning_rate=1e-2)
+    first, second = islice(train(policy, PROBLEMS, cfg, loss="ppo"), 2)
+    assert first["reward"] == second["reward"]
+    if "mismatch" in first:
+        assert first["mismatch"] < 1e-4 < second["mismatch"]
+
+
+def test_unreadable_answers_score_zero() -> None:
+    assert right_answer(PROBLEMS[0], "forty-two") == 0.0
+    assert right_answer(PROBLEMS[0], PROBLEMS[0].solution) == 1.0
+
+
+def test_rejection_sampling_keeps_right_answers_once(policy: tinker.TrainingClient) -> None:
+    shown = [Demonstration(p.question, p.solution) for p in PROBLEMS]
+    list(sft.train(policy, shown, sft.Config(steps=30, batch_size=8)))
+    sampler = policy.save_weights_and_get_sampling_client().result()
+    kept, tokens = rejection_sample(
+        sampler, PROBLEMS, Config(prompts=8, group_size=4, steps=1, max_tokens=40)
+    )
+    by_question = {p.question: p for p in PROBLEMS}
+    assert all(by_question[d.question].grade(d.answer).correct for d in kept)
+    assert len({(d.question, d.answer) for d in kept}) == len(kept)
+    assert tokens > 0
+    with pytest.raises(ValueError, match="no sampled answer was right"):
+        rejection_sample(sampler, PROBLEMS, SMALL, reward=lambda problem, answer: 0.0)
+
+
+def test_kl_is_the_mean_gap_of_sequence_logprobs(policy: tinker.TrainingClient) -> None:
+    """KL(policy || reference) >= 0, against the same sum computed token by token."""
+    tokenizer = policy.get_tokenizer()
+    reference = policy.save_weights_and_get_sampling_client().result()
+    shown = [Demonstration(p.question, p.solution) for p in PROBLEMS]
+    list(sft.train(policy, shown, sft.Config(steps=20, batch_size=8)))
+    sampler = policy.save_weights_and_get_sampling_client().result()
+    prompts = [chat_prompt(tokenizer, p.question) for p in PROBLEMS]
+    groups = sample_groups(sampler, tokenizer, prompts, 8, max_tokens=24, seed=0)
+    flat = [r for group in groups for r in group]
+    gaps = []
+    for r in flat:
+        whole = tinker.ModelInput.from_ints(r.prompt + r.tokens)
+        scored = reference.compute_logprobs(whole).result()[len(r.prompt) :]
+        gaps.append(sum(a - b for a, b in zip(r.logprobs, scored, strict=True) if b is not None))
+    assert kl_from(reference, flat) == pytest.approx(sum(gaps) / len(gaps), abs=1e-4)
+    assert kl_from(reference, flat) > 1.0

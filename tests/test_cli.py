@@ -1,0 +1,59 @@
+"""The command line: help that teaches, and bad input answered in one line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUBCOMMANDS = ("lab", "run", "models", "serve")
+
+
+def posttrain(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from posttrain.cli import main; main()", *words],
+        capture_output=True, text=True, timeout=120,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **env},
+    )  # fmt: skip
+
+
+def test_help_names_every_command_and_the_three_backends() -> None:
+    shown = posttrain("--help").stdout
+    for word in (*SUBCOMMANDS, "TINKER_API_KEY", "TINKER_BASE_URL"):
+        assert word in shown
+
+
+def test_models_lists_the_shipped_one() -> None:
+    shown = posttrain("models").stdout
+    assert "posttrain/base" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "dpo2"], "unknown method 'dpo2'; the known ones are sft, rlvr"),
+        (["run", "sft", "--scale", "huge"], "the known ones are smoke, laptop, full"),
+        (["run", "sft", "--task", "poems"], "unknown task 'poems'; the known ones are math, gsm8k"),
+        (["lab", "--scale", "huge"], "the known ones are smoke, laptop, full"),
+        (["run", "sft", "--seeds", "0"], "at least one seed"),
+        (["serve", "--model", "just-a-name"], "not of the form NAME=DIR"),
+        (["serve", "--model", "x=/nowhere"], "/nowhere/config.json does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_is_known(words: list[str], said: str) -> None:
+    done = posttrain(*words)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().count("\n") == 0
+
+
+def test_an_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
+    done = posttrain(
+        "run", "sft", "--scale", "smoke", "--model", "posttrain/none", "--out", str(tmp_path),
+        POSTTRAIN_HOME=str(tmp_path / "home"), TINKER_BASE_URL="", TINKER_API_KEY="",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "unknown base model 'posttrain/none'; known: posttrain/base" in done.stderr
+    assert "Traceback" not in done.stderr

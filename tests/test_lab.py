@@ -1,0 +1,97 @@
+"""The main job and the comparisons, whole, at smoke scale on the shipped model."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import tinker
+
+from posttrain.lab import job
+from posttrain.lab.arms import EXPERIMENTS, compare
+from posttrain.lab.worlds import bare, worked, world_of
+from posttrain.scale import Scale
+from tests.test_gsm8k import ROWS
+
+
+def test_the_main_job_runs_resumes_and_shows_its_work(
+    base_service: tinker.ServiceClient,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(job, "connect", lambda: base_service)
+    scores = job.post_train(Scale.SMOKE, out=tmp_path)
+    shown = capsys.readouterr().out
+    assert list(scores) == ["base, chat", "base", "SFT", "RLVR"]
+    assert scores["base, chat"].well_formed == 0.0
+    assert shown.count("Q: ") == 3
+    for word in ("pass@1", "pass@4", "greedy", "do not transfer", "before_after.png"):
+        assert word in shown
+    for name in ("before_after.png", "reward.png", "results.json", "sft/metrics.jsonl"):
+        assert (tmp_path / name).stat().st_size > 0
+    again = job.post_train(Scale.SMOKE, out=tmp_path)
+    assert "recorded earlier" in capsys.readouterr().out
+    assert (again["RLVR"].correct_counts == scores["RLVR"].correct_counts).all()
+    with pytest.raises(ValueError, match="another configuration: seed was 0, now 1"):
+        job.post_train(Scale.SMOKE, seed=1, out=tmp_path)
+
+
+@pytest.mark.parametrize("method", ["sft", "rlvr"])
+def test_a_comparison_writes_paired_results(
+    base_service: tinker.ServiceClient, tmp_path: Path, method: str
+) -> None:
+    experiment = EXPERIMENTS[method]
+    worlds = partial(world_of, Scale.SMOKE, None)
+    curves = compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["arms"]) == set(experiment.arms) == set(curves)
+    for claim, intended in zip(results["claims"], experiment.claims, strict=True):
+        arms = [results["arms"][claim[role]]["runs"] for role in ("arm", "baseline")]
+        by_seed = [[run["metrics"][intended.metric] for run in runs] for runs in arms]
+        difference = sum(a - b for a, b in zip(*by_seed, strict=True)) / 2
+        assert claim["difference"] == pytest.approx(difference, abs=1e-9)
+        assert claim["ci95"][0] <= claim["difference"] <= claim["ci95"][1]
+    assert results["ledger"]["optimizer_steps"] > 0
+    assert results["ledger"]["flops"] > 0
+
+
+def test_worlds_keep_their_splits_apart_and_share_their_held_out_items() -> None:
+    one, two = world_of(Scale.LAPTOP, seed=0), world_of(Scale.LAPTOP, seed=1)
+    assert [p.key for p in one.test] == [p.key for p in two.test]
+    assert {p.key for p in one.train} != {p.key for p in two.train}
+    practised = {p.key for p in [*one.first, *one.train]}
+    for held_out in (one.validation, one.test, one.ood):
+        assert not practised & {p.key for p in held_out}
+    assert len(one.test) == len(one.ood) == 500
+
+
+def test_both_targets_of_sft_state_the_same_answer() -> None:
+    problems = world_of(Scale.SMOKE).train
+    for problem, long, short in zip(problems, worked(problems), bare(problems), strict=True):
+        assert problem.grade(long.answer).correct
+        assert problem.grade(short.answer).correct
+        assert long.answer.endswith(short.answer)
+
+
+def test_full_scale_reads_gsm8k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    monkeypatch.setenv("POSTTRAIN_GSM8K", str(path))
+    world = world_of(Scale.FULL)
+    assert world.task == "gsm8k"
+    assert world.test[0].grade(world.test[0].solution).correct
+    assert not world.model.startswith("posttrain/")
+
+
+def test_the_lessons_loop_runs_on_gsm8k_rows(
+    base_service: tinker.ServiceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS * 8))
+    monkeypatch.setenv("POSTTRAIN_GSM8K", str(path))
+    worlds = partial(world_of, Scale.SMOKE, "gsm8k")
+    compare(base_service, EXPERIMENTS["sft"], worlds, [0], tmp_path, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["config"]["task"] == "gsm8k"
+    assert "ood/pass@1" not in results["arms"]["answer only"]["runs"][0]["metrics"]
