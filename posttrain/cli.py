@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-
-# Before torch is imported: threads that wait must sleep, or a shared core stalls them all.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -70,7 +66,7 @@ def run(
     seeds: Annotated[int, typer.Option(help="how many seeds; claims need at least 5")] = 1,
     out: Annotated[Path | None, typer.Option(help="default: runs/METHOD-SCALE")] = None,
     record: Annotated[
-        bool, typer.Option(help="also write methods/METHOD/results.json of this checkout")
+        bool, typer.Option(help="write the results to methods/METHOD of this checkout")
     ] = False,
     sweep: Annotated[
         bool, typer.Option(help="instead: try learning rates, scored on validation")
@@ -108,7 +104,7 @@ def run(
     worlds(seed)  # a wrong name fails before anything starts
     service = connect()
     if sweep:
-        arms.sweep(service, experiment, worlds, folder / "sweep")
+        arms.sweep(service, experiment, worlds, folder / "sweep", results)
         return
     arms.compare(service, experiment, worlds, range(seed, seed + seeds), folder, results)
     print(f"results: {results / 'results.json'}")

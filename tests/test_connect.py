@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import tinker
 
-from posttrain import connect as module
 from posttrain.connect import BackendError, connect, shipped_models
 from tests.conftest import KEY
+
+module = sys.modules["posttrain.connect"]  # `posttrain.connect` itself is the function
 
 
 @pytest.fixture(autouse=True)

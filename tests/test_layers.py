@@ -19,6 +19,7 @@ MAY_IMPORT = {layer: LIBRARY[i:] for i, layer in enumerate(LIBRARY)} | {
     "lab": [*LIBRARY, "connect"],  # runs experiments, so it knows backends
     "engine": ["engine"],
     "connect": ["engine"],
+    "root": ["connect"],  # posttrain/__init__.py offers posttrain.connect()
     "cli": [*LIBRARY, "cli", "connect", "engine"],
     "lesson": [*LIBRARY, "connect"],
 }
@@ -30,6 +31,8 @@ def layer_of(module: str) -> str:
     """The layer of a module of posttrain; a file at its top is shared unless listed above."""
     if module == "posttrain.tasks.problem":
         return "problem"
+    if module == "posttrain":
+        return "root"
     first = [*module.split("."), ""][1]
     return first if first in MAY_IMPORT and first not in ("problem", "shared") else "shared"
 

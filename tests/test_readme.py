@@ -175,7 +175,7 @@ def test_the_example_of_the_primitives_runs(
     """As printed, but on the engine and the tiny model of the tests."""
     source = blocks(text_of("docs/tinker.md"), "python")[-1]
     assert "posttrain/base" in source
-    monkeypatch.setattr("posttrain.connect.connect", lambda: service)
+    monkeypatch.setattr(importlib.import_module("posttrain.connect"), "connect", lambda: service)
     exec(source.replace("posttrain/base", "posttrain/tiny"), {})
     lines = capsys.readouterr().out.splitlines()
     losses = [float(line.split()[1]) for line in lines[:5]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from posttrain.lab.stage import Stage, measure, run_stage
 from posttrain.lab.worlds import World, bare, worked
 from posttrain.ledger import Ledger
 from posttrain.methods import rlvr, sft
-from posttrain.runs import Metrics, write_json, write_results
+from posttrain.runs import Metrics, git_commit, write_json, write_results
 from posttrain.scale import pick
 from posttrain.stats import mean_over_seeds, paired_difference
 
@@ -59,7 +59,7 @@ class Experiment:
     name: str  # its folder in the repository
     arms: Mapping[str, Arm]
     claims: Sequence[Claim]
-    rates: Sequence[float] = field(default=())  # learning rates tried on validation
+    rates: Mapping[str, Sequence[float]]  # arm -> learning rates to try on validation
 
 
 def parameters_of(service: tinker.ServiceClient, world: World) -> int:
@@ -77,9 +77,10 @@ def parameters_of(service: tinker.ServiceClient, world: World) -> int:
 
 def sft_config(world: World, seed: int, rate: float | None = None) -> sft.Config:
     """The configuration of the SFT lesson at the world's scale."""
-    steps = pick(world.scale, smoke=4, laptop=120, full=200)
     cfg = sft.Config(
-        steps=steps, seed=seed, batch_size=pick(world.scale, smoke=8, laptop=32, full=64)
+        steps=world.steps(smoke=4, laptop=120, full=200),
+        batch_size=pick(world.scale, smoke=8, laptop=32, full=64),
+        seed=seed,
     )
     return cfg if rate is None else replace(cfg, learning_rate=rate)
 
@@ -131,7 +132,7 @@ def rlvr_config(world: World, seed: int, rate: float | None = None) -> rlvr.Conf
     """The configuration of the RLVR lesson at the world's scale."""
     scale = world.scale
     cfg = rlvr.Config(
-        steps=pick(scale, smoke=2, laptop=60, full=100),
+        steps=world.steps(smoke=2, laptop=60, full=100),
         prompts=pick(scale, smoke=4, laptop=16, full=32),
         group_size=pick(scale, smoke=4, laptop=8, full=16),
         max_tokens=world.max_tokens,
@@ -176,7 +177,7 @@ def select(
     """Cold start, then rejection-sampling fine-tuning with RLVR's number of samples and steps."""
     first = cold_start(service, world, folder.parent / f"seed-{seed}-start", seed)
     budget = rlvr_config(world, seed)
-    kept = folder.with_name(f"{folder.name}-samples.json")
+    kept = folder.parent / f"seed-{seed}-samples.json"
     if not kept.exists():
         shown, tokens = rlvr.rejection_sample(first.sampler, world.train, budget)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +218,7 @@ EXPERIMENTS = {
             Claim("CoT beats answer-only on longer problems than trained on",
                   "chain of thought", "answer only", "ood/pass@1"),
         ],
-        rates=(5e-4, 1e-3, 2e-3, 4e-3),
+        rates={"chain of thought": (1e-3, 3e-3, 6e-3), "answer only": (1e-3, 3e-3, 6e-3)},
     ),
     "rlvr": Experiment(
         name="methods/rlvr",
@@ -228,7 +229,7 @@ EXPERIMENTS = {
             Claim("RLVR beats rejection-sampling fine-tuning at equal budget",
                   "RLVR", "rejection sampling", "test/pass@1"),
         ],
-        rates=(1e-4, 3e-4, 1e-3),
+        rates={"RLVR": (1e-4, 3e-4, 1e-3), "rejection sampling": (3e-4, 1e-3, 3e-3)},
     ),
 }  # fmt: skip
 
@@ -319,26 +320,25 @@ def sweep(
     experiment: Experiment,
     worlds: Worlds,
     out: Path,
+    results: Path,
     seed: int = 100,
 ) -> dict[str, dict[str, float]]:
-    """pass@1 on validation of each arm at each learning rate, with a seed of its own."""
+    """pass@1 on validation of each arm at each learning rate, at half the steps and a seed of
+    its own, written to `results`/sweep.json. The arms' rates were chosen from it."""
     world = worlds(seed)
-    world = replace(world, test=world.validation, ood=[], k=min(world.k, 4))
+    world = replace(world, test=world.validation[:100], ood=[], k=min(world.k, 8), effort=0.5)
     table: dict[str, dict[str, float]] = {}
     for arm, run in experiment.arms.items():
-        if run is start_only:
-            continue
-        table[arm] = {}
-        for rate in experiment.rates:
+        for rate in experiment.rates.get(arm, ()):
             name = f"{arm.replace(' ', '-').lower()}-{rate:g}"
             done = out / f"{name}.json"
             if not done.exists():
                 trained = run(service, world, out / name, seed, rate=rate)  # type: ignore[call-arg]
                 write_json(done, measure(trained.stage.sampler, world)["test"].pass_at_1.value)
-            table[arm][f"{rate:g}"] = json.loads(done.read_text())
-            print(
-                f"sweep, {arm}, learning rate {rate:g}: {table[arm][f'{rate:g}']:.3f}", flush=True
-            )
+            score = json.loads(done.read_text())
+            table.setdefault(arm, {})[f"{rate:g}"] = score
+            print(f"sweep, {arm}, learning rate {rate:g}: {score:.3f}", flush=True)
+    write_json(results / "sweep.json", {"commit": git_commit(), "seed": seed, "pass@1": table})
     return table
 
 
@@ -346,7 +346,7 @@ def _config(experiment: Experiment, world: World) -> dict[str, Any]:
     configs = {"sft": asdict(sft_config(world, 0))} if experiment.name.endswith("sft") else {
         "cold start": asdict(cold_start_config(world, 0)), "rlvr": asdict(rlvr_config(world, 0)),
     }  # fmt: skip
-    sizes = {"rank": world.rank, "n_test": len(world.test), "k": world.k, "task": world.task}
+    sizes = {"rank": world.rank, "n_test": len(world.test), "task": world.task}
     return {**configs, **sizes}
 
 

@@ -36,6 +36,11 @@ class World:
     validation: Sequence[Problem]
     test: Sequence[Problem]
     ood: Sequence[Problem]  # longer than anything trained on; empty where the task has none
+    effort: float = 1.0  # share of the usual optimizer steps; sweeps take less
+
+    def steps(self, *, smoke: int, laptop: int, full: int) -> int:
+        """Optimizer steps at this scale and effort, at least one."""
+        return max(1, round(self.effort * pick(self.scale, smoke=smoke, laptop=laptop, full=full)))
 
 
 def math_world(scale: Scale, seed: int = 0) -> World:

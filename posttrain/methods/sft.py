@@ -28,7 +28,7 @@ from posttrain.tasks.problem import Demonstration
 
 @dataclass(frozen=True)
 class Config:
-    learning_rate: float = 1e-3  # at the first step; falls linearly to zero
+    learning_rate: float = 3e-3  # at the first step; falls linearly to zero
     batch_size: int = 32  # demonstrations a step
     steps: int = 60
     seed: int = 0  # order of the demonstrations
