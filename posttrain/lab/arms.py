@@ -60,6 +60,7 @@ class Experiment:
     arms: Mapping[str, Arm]
     claims: Sequence[Claim]
     rates: Mapping[str, Sequence[float]]  # arm -> learning rates to try on validation
+    longer: bool = False  # also measure on problems longer than any trained on
 
 
 def parameters_of(service: tinker.ServiceClient, world: World) -> int:
@@ -112,9 +113,10 @@ def cold_start_config(world: World, seed: int) -> sft.Config:
     """SFT on few and short demonstrations: what RLVR starts from."""
     scale = world.scale
     return sft.Config(
-        steps=pick(scale, smoke=3, laptop=40, full=60),
-        seed=seed,
+        learning_rate=1.5e-3,
+        steps=pick(scale, smoke=3, laptop=60, full=60),
         batch_size=pick(scale, smoke=8, laptop=32, full=32),
+        seed=seed,
     )
 
 
@@ -209,8 +211,8 @@ EXPERIMENTS = {
     "sft": Experiment(
         name="methods/sft",
         arms={
-            "chain of thought": partial(imitate, target=worked),
-            "answer only": partial(imitate, target=bare),
+            "chain of thought": partial(imitate, target=worked, rate=6e-3),
+            "answer only": partial(imitate, target=bare, rate=3e-3),
         },
         claims=[
             Claim("CoT beats answer-only on held-out problems",
@@ -218,7 +220,8 @@ EXPERIMENTS = {
             Claim("CoT beats answer-only on longer problems than trained on",
                   "chain of thought", "answer only", "ood/pass@1"),
         ],
-        rates={"chain of thought": (1e-3, 3e-3, 6e-3), "answer only": (1e-3, 3e-3, 6e-3)},
+        rates={"chain of thought": (1e-3, 3e-3, 6e-3, 1e-2), "answer only": (1e-3, 3e-3, 6e-3)},
+        longer=True,
     ),
     "rlvr": Experiment(
         name="methods/rlvr",
@@ -229,7 +232,7 @@ EXPERIMENTS = {
             Claim("RLVR beats rejection-sampling fine-tuning at equal budget",
                   "RLVR", "rejection sampling", "test/pass@1"),
         ],
-        rates={"RLVR": (1e-4, 3e-4, 1e-3), "rejection sampling": (3e-4, 1e-3, 3e-3)},
+        rates={"RLVR": (3e-4, 1e-3, 3e-3), "rejection sampling": (3e-4, 1e-3, 3e-3)},
     ),
 }  # fmt: skip
 
@@ -261,7 +264,7 @@ def one_seed(
     folder = out / f"seed-{seed}-{arm.replace(' ', '-').lower()}"
     done = folder.with_name(f"{folder.name}.json")
     if not done.exists():
-        world = worlds(seed)
+        world = worlds(seed) if experiment.longer else replace(worlds(seed), ood=())
         trained = experiment.arms[arm](service, world, folder, seed)
         scores = measure(trained.stage.sampler, world)
         items = {split: (s.correct_counts / s.k).tolist() for split, s in scores.items()}

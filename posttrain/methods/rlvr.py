@@ -31,7 +31,7 @@ Advantages = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Config:
-    learning_rate: float = 3e-4  # constant
+    learning_rate: float = 1e-3  # constant
     prompts: int = 16  # P, distinct problems a step
     group_size: int = 8  # G, answers to each
     max_tokens: int = 160  # of an answer
