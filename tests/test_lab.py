@@ -22,7 +22,7 @@ def test_the_main_job_runs_resumes_and_shows_its_work(
 ) -> None:
     monkeypatch.setattr(job, "connect", lambda: base_service)
     scores = job.post_train(Scale.SMOKE, out=tmp_path)
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert list(scores) == ["base, chat", "base", "SFT", "RLVR"]
     assert scores["base, chat"].well_formed == 0.0
     assert shown.count("Q: ") == 3

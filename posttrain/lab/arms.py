@@ -23,7 +23,7 @@ from posttrain.lab.worlds import World, bare, worked
 from posttrain.ledger import Ledger
 from posttrain.methods import rlvr, sft
 from posttrain.runs import Metrics, git_commit, write_json, write_results
-from posttrain.scale import pick
+from posttrain.scale import Scale, pick
 from posttrain.stats import mean_over_seeds, paired_difference
 
 HOME = Path(__file__).resolve().parents[2]  # the checkout, where lessons keep their results
@@ -73,6 +73,18 @@ def parameters_of(service: tinker.ServiceClient, world: World) -> int:
     return int(json.loads((directory / "training.json").read_text())["parameters"])
 
 
+# Learning rates for LoRA on models of billions of parameters, where the swept ones are far too
+# high; usual values, not swept here.
+FULL_SFT, FULL_RL = 2e-4, 4e-5
+
+
+def at_rate(cfg: Any, world: World, rate: float | None, *, full: float) -> Any:
+    """`cfg` at a swept rate, which belongs to the shipped model, or at `full` for a real one."""
+    if world.scale is Scale.FULL:
+        return replace(cfg, learning_rate=full)
+    return cfg if rate is None else replace(cfg, learning_rate=rate)
+
+
 # --- SFT ---------------------------------------------------------------------------------------
 
 
@@ -83,7 +95,7 @@ def sft_config(world: World, seed: int, rate: float | None = None) -> sft.Config
         batch_size=pick(world.scale, smoke=8, laptop=32, full=64),
         seed=seed,
     )
-    return cfg if rate is None else replace(cfg, learning_rate=rate)
+    return at_rate(cfg, world, rate, full=FULL_SFT)
 
 
 def imitate(
@@ -113,8 +125,8 @@ def cold_start_config(world: World, seed: int) -> sft.Config:
     """SFT on few and short demonstrations: what RLVR starts from."""
     scale = world.scale
     return sft.Config(
-        learning_rate=1.5e-3,
-        steps=pick(scale, smoke=3, laptop=60, full=60),
+        learning_rate=pick(scale, smoke=6e-3, laptop=1.5e-3, full=FULL_SFT),
+        steps=pick(scale, smoke=15, laptop=60, full=60),
         batch_size=pick(scale, smoke=8, laptop=32, full=32),
         seed=seed,
     )
@@ -140,7 +152,7 @@ def rlvr_config(world: World, seed: int, rate: float | None = None) -> rlvr.Conf
         max_tokens=world.max_tokens,
         seed=seed,
     )
-    return cfg if rate is None else replace(cfg, learning_rate=rate)
+    return at_rate(cfg, world, rate, full=FULL_RL)
 
 
 def reinforce(
@@ -188,8 +200,8 @@ def select(
     shown = [sft.Demonstration(**d) for d in stored["shown"]]
     cfg = sft.Config(
         steps=budget.steps, batch_size=budget.prompts * budget.group_size, seed=seed,
-        **({} if rate is None else {"learning_rate": rate}),
     )  # fmt: skip
+    cfg = at_rate(cfg, world, rate, full=FULL_SFT)
     stage = run_stage(
         service, world, folder,
         lambda policy, at: sft.train(policy, shown, cfg, start=at), cfg,
@@ -225,7 +237,11 @@ EXPERIMENTS = {
     ),
     "rlvr": Experiment(
         name="methods/rlvr",
-        arms={"SFT start": start_only, "RLVR": reinforce, "rejection sampling": select},
+        arms={
+            "SFT start": start_only,
+            "RLVR": partial(reinforce, rate=1e-3),
+            "rejection sampling": partial(select, rate=1e-3),
+        },
         claims=[
             Claim("RLVR beats the SFT policy it starts from", "RLVR", "SFT start", "test/pass@1"),
             Claim("RLVR beats it in greedy decoding too", "RLVR", "SFT start", "test/greedy"),

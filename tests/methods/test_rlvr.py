@@ -21,16 +21,17 @@ from posttrain.tasks import math
 from posttrain.tasks.problem import Demonstration, Grade
 
 PROBLEMS = math.problems("train", 8, steps=(1, 1))
+SHOWN = [Demonstration(p.question, p.solution) for p in PROBLEMS]
 SMALL = Config(prompts=4, group_size=4, max_tokens=24, steps=2)
 
 
-class Short:
-    """A task that a few steps can teach: say very little."""
+class NoWork:
+    """A task that a few steps can teach: answer without showing any work, as half do already."""
 
-    key, question, solution = "short", "Compute 3+4.", "7."
+    key, question, solution = "no work", "Compute 31+24-12.", "The answer is 43."
 
     def grade(self, completion: str) -> Grade:
-        return Grade(correct=len(completion) < 8, parsed=True)
+        return Grade(correct="=" not in completion, parsed=True)
 
 
 def test_fresh_samples_have_ratio_one_and_no_distance(policy: tinker.TrainingClient) -> None:
@@ -84,21 +85,23 @@ def test_the_sign_of_the_advantage_is_the_direction(
 
 
 def test_it_learns_what_is_rewarded(policy: tinker.TrainingClient) -> None:
-    cfg = Config(prompts=2, group_size=8, max_tokens=24, steps=15, learning_rate=3e-3)
-    rewards = [m["reward"] for m in train(policy, [Short()], cfg)]
-    assert sum(rewards[:2]) / 2 < 0.5
-    assert sum(rewards[-3:]) / 3 > 0.9
+    cfg = Config(prompts=2, group_size=8, max_tokens=24, steps=15, learning_rate=1e-3)
+    rewards = [m["reward"] for m in train(policy, [NoWork()], cfg)]
+    assert sum(rewards[:2]) / 2 < 0.8
+    assert sum(rewards[-3:]) / 3 > 0.95
 
 
 def test_another_reward_is_another_function(policy: tinker.TrainingClient) -> None:
     def steps(problem: math.MathProblem, answer: str) -> float:
         return problem.grade_steps(answer)
 
+    list(sft.train(policy, SHOWN, sft.Config(steps=10, batch_size=8)))
     cfg = Config(prompts=8, group_size=4, max_tokens=40, steps=1, learning_rate=0.0)
-    (outcome,) = train(policy, PROBLEMS, cfg)
-    (process,) = train(policy, PROBLEMS, cfg, reward=steps)
+    longer = math.problems("train", 8, steps=(3, 4))
+    (outcome,) = train(policy, longer, cfg)
+    (process,) = train(policy, longer, cfg, reward=steps)
     assert outcome["reward"] == outcome["correct"]
-    assert process["reward"] != outcome["reward"]
+    assert process["reward"] > outcome["reward"]  # some steps of a wrong answer are right
     assert process["correct"] == outcome["correct"]  # the same samples, another reward
 
 
@@ -116,8 +119,7 @@ def test_unreadable_answers_score_zero() -> None:
 
 
 def test_rejection_sampling_keeps_right_answers_once(policy: tinker.TrainingClient) -> None:
-    shown = [Demonstration(p.question, p.solution) for p in PROBLEMS]
-    list(sft.train(policy, shown, sft.Config(steps=30, batch_size=8)))
+    list(sft.train(policy, SHOWN, sft.Config(steps=30, batch_size=8)))
     sampler = policy.save_weights_and_get_sampling_client().result()
     kept, tokens = rejection_sample(
         sampler, PROBLEMS, Config(prompts=8, group_size=4, steps=1, max_tokens=40)
@@ -134,8 +136,7 @@ def test_kl_is_the_mean_gap_of_sequence_logprobs(policy: tinker.TrainingClient) 
     """KL(policy || reference) >= 0, against the same sum computed token by token."""
     tokenizer = policy.get_tokenizer()
     reference = policy.save_weights_and_get_sampling_client().result()
-    shown = [Demonstration(p.question, p.solution) for p in PROBLEMS]
-    list(sft.train(policy, shown, sft.Config(steps=20, batch_size=8)))
+    list(sft.train(policy, SHOWN, sft.Config(steps=20, batch_size=8)))
     sampler = policy.save_weights_and_get_sampling_client().result()
     prompts = [chat_prompt(tokenizer, p.question) for p in PROBLEMS]
     groups = sample_groups(sampler, tokenizer, prompts, 8, max_tokens=24, seed=0)
