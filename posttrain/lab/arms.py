@@ -240,7 +240,7 @@ EXPERIMENTS = {
         arms={
             "SFT start": start_only,
             "RLVR": partial(reinforce, rate=1e-3),
-            "rejection sampling": partial(select, rate=1e-3),
+            "rejection sampling": partial(select, rate=6e-3),
         },
         claims=[
             Claim("RLVR beats the SFT policy it starts from", "RLVR", "SFT start", "test/pass@1"),
@@ -248,7 +248,7 @@ EXPERIMENTS = {
             Claim("RLVR beats rejection-sampling fine-tuning at equal budget",
                   "RLVR", "rejection sampling", "test/pass@1"),
         ],
-        rates={"RLVR": (3e-4, 1e-3, 3e-3), "rejection sampling": (3e-4, 1e-3, 3e-3)},
+        rates={"RLVR": (3e-4, 1e-3, 3e-3), "rejection sampling": (3e-4, 1e-3, 3e-3, 6e-3)},
     ),
 }  # fmt: skip
 
