@@ -23,8 +23,8 @@ def test_the_main_job_runs_resumes_and_shows_its_work(
     monkeypatch.setattr(job, "connect", lambda: base_service)
     scores = job.post_train(Scale.SMOKE, out=tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
-    assert list(scores) == ["base, chat", "base", "SFT", "RLVR"]
-    assert scores["base, chat"].well_formed == 0.0
+    assert list(scores) == ["base, in chat", "base", "SFT", "RLVR"]
+    assert scores["base, in chat"].well_formed == 0.0
     assert shown.count("Q: ") == 3
     for word in ("pass@1", "pass@4", "greedy", "do not transfer", "before_after.png"):
         assert word in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tinker
 from rich.console import Console
@@ -18,7 +19,7 @@ from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
 from posttrain.methods import rlvr
-from posttrain.runs import write_json
+from posttrain.runs import git_commit, git_dirty, write_json
 from posttrain.scale import HONESTY, Scale
 
 
@@ -42,41 +43,34 @@ def post_train(
         highlight=False,
     )
     base = service.create_sampling_client(base_model=world.model).result()
-    scores = {
-        "base, chat": evaluate(
-            base, world.test, world.k, prompt=chat_prompt, max_tokens=world.max_tokens, seed=seed
-        ),
-        "base": evaluate(
-            base,
-            world.test,
-            world.k,
-            prompt=plain_prompt,
-            stop=PLAIN_STOP,
-            max_tokens=world.max_tokens,
-            seed=seed,
-        ),
-    }
-    console.print(f"base: {scores['base']}", highlight=False)
+    scores: dict[str, Score] = {}
+
+    def measure(
+        stage: str, sampler: tinker.SamplingClient, n: int | None = None, **how: Any
+    ) -> None:
+        with console.status(f"measuring: {stage}"):
+            scores[stage] = evaluate(
+                sampler, world.test[:n], world.k, seed, max_tokens=world.max_tokens, **how
+            )
+        console.print(f"{stage}: {scores[stage]}", highlight=False)
+
+    measure("base, in chat", base, n=100, prompt=chat_prompt)
+    measure("base", base, prompt=plain_prompt, stop=PLAIN_STOP)
     start = cold_start(service, world, out / "sft", seed)
-    scores["SFT"] = evaluate(
-        start.sampler, world.test, world.k, max_tokens=world.max_tokens, seed=seed
-    )
-    console.print(f"SFT: {scores['SFT']}", highlight=False)
+    measure("SFT", start.sampler)
     cfg = rlvr_config(world, seed)
     final = run_stage(
         service, world, out / "rlvr",
         lambda policy, at: rlvr.train(policy, world.train, cfg, reference=start.sampler, start=at),
         cfg, start=start.checkpoint, show=("reward", "no_contrast", "entropy", "length"),
     )  # fmt: skip
-    scores["RLVR"] = evaluate(
-        final.sampler, world.test, world.k, max_tokens=world.max_tokens, seed=seed
-    )
+    measure("RLVR", final.sampler)
     parameters = parameters_of(service, world)
     cost = start.cost(parameters) + final.cost(parameters)
     console.print(table_of(scores))
     console.print(f"95 % intervals over {len(world.test)} held-out problems. {HONESTY}\n")
     print_answers(console, world, base, {"SFT": start.sampler, "RLVR": final.sampler})
-    save(out, scores, cost, start, final)
+    save(out, world, seed, scores, cost, final)
     console.print(f"Plots: {out / 'before_after.png'}, {out / 'reward.png'}", highlight=False)
     console.print(f"Runs: {start.folder}, {final.folder}", highlight=False)
     return scores
@@ -118,11 +112,23 @@ def table_of(scores: Mapping[str, Score]) -> Table:
     return table
 
 
-def save(out: Path, scores: Mapping[str, Score], cost: Ledger, start: Stage, final: Stage) -> None:
+def save(
+    out: Path, world: World, seed: int, scores: Mapping[str, Score], cost: Ledger, final: Stage
+) -> None:
     """Scores, cost and plots into the run folder."""
-    stages = {name: score.to_json() for name, score in scores.items()}
-    write_json(out / "results.json", {"stages": stages, "ledger": cost.to_json()})
-    plots.before_after(scores, title="Before and after", path=out / "before_after.png")
+    record = {
+        "commit": git_commit(),
+        "dirty": git_dirty(),
+        "scale": world.scale,
+        "task": world.task,
+        "model": world.model,
+        "seed": seed,
+        "stages": {name: score.to_json() for name, score in scores.items()},
+        "ledger": cost.to_json(),
+    }
+    write_json(out / "results.json", record)
+    comparable = {name: score for name, score in scores.items() if score.n == len(world.test)}
+    plots.before_after(comparable, title="Before and after", path=out / "before_after.png")
     plots.curves(
         {"RLVR": [final.metrics]}, "reward", title="Reward while practising",
         ylabel="share of right answers", path=out / "reward.png",
