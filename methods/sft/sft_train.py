@@ -41,7 +41,7 @@ from dataclasses import replace
 import tinker
 
 from posttrain.connect import connect
-from posttrain.evals import evaluate
+from posttrain.evals import evaluate, side_by_side
 from posttrain.lab.arms import sft_config
 from posttrain.lab.worlds import bare, worked, world_of
 from posttrain.plots import before_after, curves, token_mask
@@ -175,8 +175,18 @@ before_after({"base": before, **after}, title="Held-out problems, 1 to 4 steps")
 
 # %% [markdown]
 # ### Longer than anything trained on
+#
+# These problems have five or six steps; pretraining and demonstrations never went beyond four. We
+# expected the chain of thought to win by even more here, since each of its lines is as easy as
+# before. It does not: the policy has learned to reason in at most four lines, and stops.
+
 
 # %%
+def lines(text):
+    """How many equations an answer works through."""
+    return text.count("=")
+
+
 if ood:
     longer = {
         arm: evaluate(sampler, ood, k, max_tokens=world.max_tokens)
@@ -184,6 +194,11 @@ if ood:
     }
     for arm, score in longer.items():
         print(f"{arm}: {score}")
+    (row,) = side_by_side(samplers, ood[:1], max_tokens=world.max_tokens)
+    print(row)
+    print(
+        "equations needed:", lines(row.solution), "written:", lines(row.answers["chain of thought"])
+    )
 
 # %% [markdown]
 # ### Failure mode: the end token left out of the loss
@@ -223,8 +238,6 @@ print(f"closed by the end token: {stops.well_formed:.0%}; with it: "
 # ### Side by side
 
 # %%
-from posttrain.evals import side_by_side
-
 hardest = sorted(test[:100], key=lambda p: -len(p.solution))[:3]
 for row in side_by_side({"base": base, **samplers}, hardest, max_tokens=world.max_tokens):
     print(row, "\n")
@@ -251,5 +264,5 @@ for claim in json.loads(recorded.read_text())["claims"] if recorded.exists() els
 # %% [markdown]
 # **When to use it.** Use SFT when you have demonstrations of the behaviour you want, and always to
 # teach a format before reinforcement learning. Demonstrate the reasoning and not only the result
-# when the result takes several steps. Do not expect it to go beyond its demonstrations: what they
-# do not cover, the next lesson (RLVR) learns by trying.
+# when the result takes several steps. Do not expect it to go beyond its demonstrations, in length
+# least of all: what they do not cover, the next lesson (RLVR) learns by trying.

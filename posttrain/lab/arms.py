@@ -365,7 +365,12 @@ def _config(experiment: Experiment, world: World) -> dict[str, Any]:
     configs = {"sft": asdict(sft_config(world, 0))} if experiment.name.endswith("sft") else {
         "cold start": asdict(cold_start_config(world, 0)), "rlvr": asdict(rlvr_config(world, 0)),
     }  # fmt: skip
-    sizes = {"rank": world.rank, "n_test": len(world.test), "task": world.task}
+    sizes: dict[str, Any] = {"rank": world.rank, "n_test": len(world.test), "task": world.task}
+    sizes["rates"] = {
+        name: arm.keywords["rate"]
+        for name, arm in experiment.arms.items()
+        if isinstance(arm, partial) and "rate" in arm.keywords
+    }
     return {**configs, **sizes}
 
 
