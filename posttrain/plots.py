@@ -180,8 +180,9 @@ def _bars(
     axes: Axes, left: np.ndarray, estimates: list[Estimate], width: float, name: str, color: str
 ) -> None:
     values = [e.value for e in estimates]
-    below = [e.value - e.low for e in estimates]
-    above = [e.high - e.value for e in estimates]
+    # Where all items agree, the bounds differ from the value by rounding, to either side.
+    below = [max(e.value - e.low, 0.0) for e in estimates]
+    above = [max(e.high - e.value, 0.0) for e in estimates]
     axes.bar(left, values, width * 0.92, color=color, label=name)
     axes.errorbar(left, values, yerr=[below, above], fmt="none", ecolor=INK, capsize=3, lw=1.2)
     for at, estimate in zip(left, estimates, strict=True):

@@ -130,3 +130,11 @@ def test_refusals() -> None:
         before_after({"base": score(0.3), "tuned": score(0.3, n=10)})
     with pytest.raises(ValueError, match="2 tokens, 1 weights"):
         token_mask(["a", "b"], [1])
+
+
+def test_bounds_that_rounding_put_on_the_wrong_side_are_drawn_as_no_error() -> None:
+    exact = score(0.3)
+    exact.greedy = Estimate(0.7, 0.7000000000000001, 0.6999999999999998)
+    axes = before_after({"base": exact}).axes[0]
+    segments = [s for c in axes.collections for s in c.get_segments()]  # type: ignore[attr-defined]
+    assert segments[2][:, 1].tolist() == [0.7, 0.7]
