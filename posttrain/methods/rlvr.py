@@ -49,14 +49,15 @@ def right_answer(problem: Problem, answer: str) -> float:
 def rlvr_datums(groups_P_G: Sequence[Sequence[Rollout]], advantages_P_G: Tensor) -> list[Any]:
     """Datums of all completions, weighed by 1 / N so that the step size does not depend on N.
 
-    Groups without contrast are left out: their gradient is zero.
+    Completions without advantage, and so groups without contrast, are left out: their gradient is
+    zero.
     """
     n = advantages_P_G.numel()
     return [
         policy_datum(rollout.prompt, rollout.tokens, rollout.logprobs, advantage / n)
         for group, row in zip(groups_P_G, advantages_P_G.tolist(), strict=True)
-        if any(row)
         for rollout, advantage in zip(group, row, strict=True)
+        if advantage
     ]
 
 

@@ -47,6 +47,12 @@ def rollout(tokens: list[int], logprobs: list[float]) -> Rollout:
     return Rollout([1, 2], tokens, logprobs, "", finished=True)
 
 
+def test_a_completion_as_good_as_its_group_is_left_out() -> None:
+    group = [rollout([token], [-1.0]) for token in (5, 6, 7)]
+    data = rlvr_datums([group], torch.tensor([[0.5, 0.0, -0.5]]))
+    assert [d.loss_fn_inputs["target_tokens"].to_torch().tolist()[-1] for d in data] == [5, 7]
+
+
 def test_datums_carry_the_advantage_on_answers_and_leave_flat_groups_out() -> None:
     groups = [[rollout([5], [-1.0]), rollout([6, 7], [-1.0, -2.0])], [rollout([8], [-1.0])] * 2]
     data = rlvr_datums(groups, torch.tensor([[0.5, -0.5], [0.0, 0.0]]))
