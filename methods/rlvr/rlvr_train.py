@@ -176,7 +176,7 @@ for row in side_by_side(
 # ### Reading the dashboard
 #
 # Reward rises; entropy falls, which is the price; groups without contrast become more frequent, so
-# each batch teaches less; the distance from the start grows.
+# each batch teaches less; the distance from the start jumps within ten steps, then wanders.
 
 # %%
 curves({"RLVR": [history]}, "reward", title="Reward", ylabel="share of right answers")
