@@ -13,6 +13,8 @@ from rich.table import Table
 
 from posttrain.scale import scale_from
 
+HOME = Path(__file__).resolve().parents[1]  # the checkout, where lessons keep their results
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -65,6 +67,9 @@ def run(
     seed: Annotated[int, typer.Option(help="the first seed")] = 0,
     seeds: Annotated[int, typer.Option(help="how many seeds; claims need at least 5")] = 1,
     out: Annotated[Path | None, typer.Option(help="default: runs/METHOD-SCALE")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="seeds trained at the same time; default: one per core")
+    ] = None,
     record: Annotated[
         bool, typer.Option(help="write the results to methods/METHOD of this checkout")
     ] = False,
@@ -81,32 +86,43 @@ def run(
 
       posttrain run sft                    one seed of every arm
 
-      posttrain run rlvr --seeds 5         five paired seeds, with intervals on the differences
+      posttrain run rlvr --seeds 5         five paired seeds, with intervals on the differences;
+                                           each seed is a process of its own, one per core
 
       posttrain run rlvr --scale smoke     seconds: does it run?
     """
     from posttrain.connect import connect
-    from posttrain.lab import arms
+    from posttrain.lab import compare
+    from posttrain.lab.arms import EXPERIMENTS
+    from posttrain.lab.seeds import run_seeds
     from posttrain.lab.worlds import World, world_of
 
-    if method not in arms.EXPERIMENTS:
-        known = ", ".join(arms.EXPERIMENTS)
+    if method not in EXPERIMENTS:
+        known = ", ".join(EXPERIMENTS)
         raise ValueError(f"unknown method {method!r}; the known ones are {known}")
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}; it takes at least one seed")
-    chosen, experiment = scale_from(scale), arms.EXPERIMENTS[method]
+    jobs = min(seeds, os.cpu_count() or 1) if jobs is None else jobs
+    if jobs < 1:
+        raise ValueError(f"--jobs is {jobs}; it takes at least one")
+    chosen, experiment = scale_from(scale), EXPERIMENTS[method]
     folder = out or Path(f"runs/{method}-{chosen}")
-    results = arms.HOME / experiment.name if record else folder
+    results = HOME / experiment.name if record else folder
 
     def worlds(at: int) -> World:
         return world_of(chosen, task, at, model)
 
     worlds(seed)  # a wrong name fails before anything starts
+    every = range(seed, seed + seeds)
+    if jobs > 1 and not sweep:
+        words = ["run", method, "--scale", str(chosen), "--out", str(folder)]
+        words += [*(["--task", task] if task else []), *(["--model", model] if model else [])]
+        run_seeds(words, every, jobs)
     service = connect()
     if sweep:
-        arms.sweep(service, experiment, worlds, folder / "sweep", results)
+        compare.sweep(service, experiment, worlds, folder / "sweep", results)
         return
-    arms.compare(service, experiment, worlds, range(seed, seed + seeds), folder, results)
+    compare.compare(service, experiment, worlds, every, folder, results)
     print(f"results: {results / 'results.json'}")
 
 
@@ -174,5 +190,5 @@ def main() -> None:
         app(standalone_mode=True)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command resumes")
-    except (ValueError, OSError, TinkerError, BackendError, UserError) as error:
+    except (ValueError, OSError, RuntimeError, TinkerError, BackendError, UserError) as error:
         sys.exit(f"posttrain: {error}")

@@ -1,13 +1,15 @@
 """The one evaluation: every before and every after goes through `evaluate`.
 
-Shapes: n problems, k samples each. A request is a group of k samples, and all requests are in
-flight before the first answer is read.
+Shapes: n problems, k samples each. A request is a group of k samples. Many requests are in flight
+at a time, so that a server can batch them; how many does not change a score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,25 +84,36 @@ def evaluate(
     if not problems or k < 1:
         raise ValueError(f"nothing to evaluate: {len(problems)} problems, k={k}; both need >= 1")
     tokenizer = sampler.get_tokenizer()
-    drawn, greedy = [], []
-    for i, problem in enumerate(problems):
+
+    def asks(i: int, problem: Problem) -> Iterator[Callable[[], Any]]:
         tokens = tinker.ModelInput.from_ints(prompt(tokenizer, problem.question))
         sampled = tinker.SamplingParams(
             max_tokens=max_tokens, temperature=temperature, stop=stop, seed=item_seed(seed, i)
         )
-        drawn.append(sampler.sample(tokens, num_samples=k, sampling_params=sampled))
-        greedy.append(
-            sampler.sample(tokens, num_samples=1, sampling_params=_greedy(stop, max_tokens))
-        )
-    answers_nk = [
-        _read(tokenizer, problem, future.result(), k)
-        for problem, future in zip(problems, drawn, strict=True)
-    ]
-    answers_n = [
-        _read(tokenizer, problem, future.result(), 1)[0]
-        for problem, future in zip(problems, greedy, strict=True)
-    ]
+        yield partial(sampler.sample, tokens, num_samples=k, sampling_params=sampled)
+        greedy = _greedy(stop, max_tokens)
+        yield partial(sampler.sample, tokens, num_samples=1, sampling_params=greedy)
+
+    responses = results(ask for i, problem in enumerate(problems) for ask in asks(i, problem))
+    answers_nk, answers_n = [], []
+    for problem in problems:
+        answers_nk.append(_read(tokenizer, problem, next(responses), k))
+        answers_n += _read(tokenizer, problem, next(responses), 1)
     return _score(answers_nk, answers_n, temperature)
+
+
+def results(asks: Iterable[Callable[[], Any]], ahead: int = 128) -> Iterator[Any]:
+    """The results of the futures that `asks` return, in order, with `ahead` of them in flight.
+
+    More would only wait in the server's queue, each polled for by the client meanwhile.
+    """
+    waiting: deque[Any] = deque()
+    for ask in asks:
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+        waiting.append(ask())
+    while waiting:
+        yield waiting.popleft().result()
 
 
 @dataclass(frozen=True)
@@ -154,6 +167,11 @@ def side_by_side(
         correct = {stage: answer.correct for stage, answer in read.items()}
         rows.append(Comparison(problem.question, problem.solution, answers, correct))
     return rows
+
+
+def longest(problems: Sequence[Problem], n: int) -> list[Problem]:
+    """The n problems with the longest solutions: what is worth reading side by side."""
+    return sorted(problems, key=lambda p: -len(p.solution))[:n]
 
 
 def item_seed(seed: int, i: int) -> int:

@@ -7,6 +7,8 @@ runs/dpo/checkpoints.json   the tinker:// paths, written only after the server c
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import math
 import os
@@ -19,6 +21,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 from posttrain.ledger import Ledger
@@ -205,6 +208,19 @@ def write_results(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
     return path
+
+
+def code_of(modules: Iterable[ModuleType]) -> str:
+    """16 hex digits of the modules' code; comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for module in modules:
+        tree = ast.parse(Path(str(module.__file__)).read_text())
+        for node in ast.walk(tree):
+            documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            if isinstance(node, documented) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
 
 
 def git_commit() -> str:

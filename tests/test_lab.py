@@ -8,7 +8,8 @@ import pytest
 import tinker
 
 from posttrain.lab import job
-from posttrain.lab.arms import EXPERIMENTS, compare
+from posttrain.lab.arms import EXPERIMENTS
+from posttrain.lab.compare import compare
 from posttrain.lab.worlds import bare, worked, world_of
 from posttrain.scale import Scale
 from tests.test_gsm8k import ROWS

@@ -21,6 +21,7 @@ MAY_IMPORT = {layer: LIBRARY[i:] for i, layer in enumerate(LIBRARY)} | {
     "connect": ["engine"],
     "root": ["connect"],  # posttrain/__init__.py offers posttrain.connect()
     "cli": [*LIBRARY, "cli", "connect", "engine"],
+    "__main__": ["cli"],
     "lesson": [*LIBRARY, "connect"],
 }
 LESSONS = ("inventions", "stacks", "methods")

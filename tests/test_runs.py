@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -17,7 +17,7 @@ import pytest
 from nbclient import NotebookClient
 
 from posttrain.ledger import Ledger
-from posttrain.runs import Metrics, Run, git_commit, git_dirty, write_results
+from posttrain.runs import Metrics, Run, code_of, git_commit, git_dirty, write_results
 from posttrain.stats import Estimate
 
 CONFIG = {"lr": 0.1, "steps": 10, "name": "dpo"}
@@ -262,3 +262,16 @@ def test_results_refuse_what_tables_could_not_read(tmp_path: Path) -> None:
 def test_commit_is_unknown_outside_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posttrain.runs.__file__", str(tmp_path / "runs.py"))
     assert (git_commit(), git_dirty()) == ("unknown", None)
+
+
+def test_the_fingerprint_of_code_sees_code_and_nothing_else(tmp_path: Path) -> None:
+    def of(text: str) -> str:
+        path = tmp_path / "module.py"
+        path.write_text(text)
+        module = ModuleType("module")
+        module.__file__ = str(path)
+        return code_of([module])
+
+    first = of('"""Words."""\n\n\ndef f(x):\n    """More."""\n    return x + 1\n')
+    assert first == of('"""Other."""\ndef f(x):  # why\n\n    return (x + 1)\n')
+    assert first != of('"""Words."""\n\n\ndef f(x):\n    return x + 2\n')

@@ -277,7 +277,8 @@ def test_check_covers_the_folder(house: Path, capsys: pytest.CaptureFixture[str]
     (script.parent / "results.json").write_text('{"code": "0123"}')
     assert check_folders(house, [script]) == [
         "methods/sft/orphan.ipynb: there is no script it is built from",
-        "methods/sft/results.json: comes from other code; run weave --run",
+        "methods/sft/results.json: comes from other code; make the results again, "
+        "with weave --run or posttrain run --record",
     ]
     assert main(["--check"], root=house) == 1
     said = capsys.readouterr().out.splitlines()

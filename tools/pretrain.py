@@ -148,7 +148,8 @@ def train_tokenizer(recipe: Recipe, sample: int = 20_000) -> PreTrainedTokenizer
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> Iterator[Tensor]:
     """Batches `(rows, length + 1)` from number `start` on; batch i depends on i alone.
 
-    Whole documents are packed into rows; what does not fit is padding, which carries no loss.
+    Whole documents are packed into rows, each into the first that has room for it; what stays
+    free is padding, which carries no loss.
     """
     vocabulary = tokenizer.get_vocab()
     pad, end = vocabulary["<|pad|>"], vocabulary["<|endoftext|>"]
@@ -156,16 +157,16 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> I
         phase, _ = recipe.phase(step)
         width = phase.length + 1
         source = documents((recipe.seed << 32) + step + 1, phase.mixture)
-        rows: list[list[int]] = [[]]
-        while len(rows) <= phase.rows:
-            texts = list(itertools.islice(source, 64))
+        rows: list[list[int]] = [[] for _ in range(phase.rows)]
+        offered = 1.2 * phase.rows * width  # tokens; more than there is room for, to fill the gaps
+        while offered > 0:
+            texts = list(itertools.islice(source, 16))
             for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
-                if len(ids) + 1 > width:
-                    continue
-                if len(rows[-1]) + len(ids) + 1 > width:
-                    rows.append([])
-                rows[-1] += [*ids, end]
-        yield torch.tensor([row + [pad] * (width - len(row)) for row in rows[: phase.rows]])
+                offered -= len(ids) + 1
+                row = next((r for r in rows if len(r) + len(ids) < width), None)
+                if row is not None:
+                    row += [*ids, end]
+        yield torch.tensor([row + [pad] * (width - len(row)) for row in rows])
 
 
 def initialise(decoder: Decoder, seed: int) -> None:
@@ -212,7 +213,7 @@ def pretrain(recipe: Recipe, work: Path, *, compiled: bool, every: int = 100) ->
         print(f"resuming at step {step} of {recipe.steps}", flush=True)
     compute: Callable[[Decoder, Tensor, int], Tensor] = loss_of
     if compiled:
-        compute = torch.compile(loss_of)
+        compute = torch.compile(loss_of, dynamic=False)  # once for each phase
     clock = time.perf_counter()
     for batch in batches(recipe, tokenizer, step):
         for group in optimizer.param_groups:

@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, this file's folder is on the path and ROOT is not
     sys.path.insert(0, str(ROOT))
 
+from posttrain.lab.arms import EXPERIMENTS  # noqa: E402
 from posttrain.scale import Scale, scale_from  # noqa: E402
 from tools.inlining import Names, WeaveError, inline  # noqa: E402
 
@@ -182,8 +183,12 @@ def check_folders(root: Path, scripts: Iterable[Path]) -> list[str]:
         for path in sorted((root / folder).glob("*/*results.json")):
             code = json.loads(path.read_text()).get("code", "unknown")
             here = {codes[script] for script in codes if script.parent == path.parent}
+            here |= {e.code for e in EXPERIMENTS.values() if root / e.name == path.parent}
             if code != "unknown" and here and not here & {code, "unknown"}:
-                problems.append(f"{path.relative_to(root)}: comes from other code; run weave --run")
+                problems.append(
+                    f"{path.relative_to(root)}: comes from other code; make the results again, "
+                    "with weave --run or posttrain run --record"
+                )
     return problems
 
 

@@ -36,8 +36,8 @@ import tinker
 import torch
 
 from posttrain.connect import connect
-from posttrain.evals import evaluate, side_by_side
-from posttrain.lab.arms import cold_start_config, rlvr_config
+from posttrain.evals import evaluate, longest, side_by_side
+from posttrain.lab.arms.rlvr import cold_start_config, rlvr_config
 from posttrain.lab.worlds import worked, world_of
 from posttrain.methods import sft
 from posttrain.plots import before_after, curves
@@ -167,7 +167,7 @@ before_after({"SFT start": before, "RLVR": after}, title="Held-out problems, 1 t
 # %%
 for row in side_by_side(
     {"SFT start": reference, "RLVR": trained},
-    sorted(test[:100], key=lambda p: -len(p.solution))[:3],
+    longest(test[:100], 3),
     max_tokens=world.max_tokens,
 ):
     print(row, "\n")

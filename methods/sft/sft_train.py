@@ -41,8 +41,8 @@ from dataclasses import replace
 import tinker
 
 from posttrain.connect import connect
-from posttrain.evals import evaluate, side_by_side
-from posttrain.lab.arms import sft_config
+from posttrain.evals import evaluate, longest, side_by_side
+from posttrain.lab.arms.sft import sft_config
 from posttrain.lab.worlds import bare, worked, world_of
 from posttrain.plots import before_after, curves, token_mask
 from posttrain.progress import progress
@@ -240,7 +240,7 @@ print(f"closed by the end token: {stops.well_formed:.0%}; with it: "
 # ### Side by side
 
 # %%
-hardest = sorted(test[:100], key=lambda p: -len(p.solution))[:3]
+hardest = longest(test[:100], 3)
 for row in side_by_side({"base": base, **samplers}, hardest, max_tokens=world.max_tokens):
     print(row, "\n")
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from posttrain import plots
 from posttrain.connect import connect
 from posttrain.datums import PLAIN_STOP, chat_prompt, plain_prompt
-from posttrain.evals import Comparison, Score, evaluate, side_by_side
-from posttrain.lab.arms import cold_start, parameters_of, rlvr_config
+from posttrain.evals import Comparison, Score, evaluate, longest, side_by_side
+from posttrain.lab.arms.rlvr import cold_start, rlvr_config
 from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
@@ -65,8 +65,7 @@ def post_train(
         cfg, start=start.checkpoint, show=("reward", "no_contrast", "entropy", "length"),
     )  # fmt: skip
     measure("RLVR", final.sampler)
-    parameters = parameters_of(service, world)
-    cost = start.cost(parameters) + final.cost(parameters)
+    cost = start.cost(world.parameters) + final.cost(world.parameters)
     console.print(table_of(scores))
     console.print(f"95 % intervals over {len(world.test)} held-out problems. {HONESTY}\n")
     print_answers(console, world, base, {"SFT": start.sampler, "RLVR": final.sampler})
@@ -83,7 +82,7 @@ def print_answers(
     trained: Mapping[str, tinker.SamplingClient],
 ) -> None:
     """Three held-out problems with long solutions, answered greedily by every stage."""
-    problems = sorted(world.test[:100], key=lambda p: -len(p.solution))[:3]
+    problems = longest(world.test[:100], 3)
     limit = world.max_tokens
     plain = side_by_side(
         {"base": base}, problems, prompt=plain_prompt, stop=PLAIN_STOP, max_tokens=limit

@@ -7,12 +7,14 @@ scale a hosted model and GSM8K. Everything that depends on the scale is here or 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from posttrain.connect import shipped_models
 from posttrain.scale import Scale, pick
 from posttrain.tasks import gsm8k, math
 from posttrain.tasks.problem import Demonstration, Problem
@@ -37,6 +39,14 @@ class World:
     test: Sequence[Problem]
     ood: Sequence[Problem]  # longer than anything trained on; empty where the task has none
     effort: float = 1.0  # share of the usual optimizer steps; sweeps take less
+
+    @property
+    def parameters(self) -> int:
+        """Of the model, for FLOP counts; 0 where the backend's model is not at hand."""
+        directory = shipped_models().get(self.model)
+        if directory is None:
+            return 0
+        return int(json.loads((directory / "training.json").read_text())["parameters"])
 
     def steps(self, *, smoke: int, laptop: int, full: int) -> int:
         """Optimizer steps at this scale and effort, at least one."""

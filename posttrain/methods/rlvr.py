@@ -61,6 +61,20 @@ def rlvr_datums(groups_P_G: Sequence[Sequence[Rollout]], advantages_P_G: Tensor)
     ]
 
 
+def rollout_batch(
+    sampler: tinker.SamplingClient, problems: Sequence[Problem], cfg: Config, step: int
+) -> tuple[list[Problem], list[list[Rollout]]]:
+    """The problems of one step, and G answers to each."""
+    tokenizer = sampler.get_tokenizer()
+    batch = batch_indices(len(problems), cfg.prompts, cfg.seed, step // cfg.reuse)
+    batch_P = [problems[i] for i in batch]
+    groups_P_G = sample_groups(
+        sampler, tokenizer, [chat_prompt(tokenizer, p.question) for p in batch_P], cfg.group_size,
+        max_tokens=cfg.max_tokens, seed=cfg.seed * 100_003 + step,
+    )  # fmt: skip
+    return batch_P, groups_P_G
+
+
 def train(
     policy: tinker.TrainingClient,
     problems: Sequence[Problem],
@@ -80,17 +94,10 @@ def train(
         loss: a policy-gradient loss of the server, `importance_sampling` or `ppo`.
         reference: the policy before training, to measure KL(policy || reference).
     """
-    tokenizer = policy.get_tokenizer()
     for step in range(start, cfg.steps):
         if step % cfg.reuse == 0 or step == start:
             sampler = policy.save_weights_and_get_sampling_client().result()
-            picked = batch_indices(len(problems), cfg.prompts, cfg.seed, step // cfg.reuse)
-            batch_P = [problems[i] for i in picked]
-            prompts_P = [chat_prompt(tokenizer, p.question) for p in batch_P]
-            groups_P_G = sample_groups(
-                sampler, tokenizer, prompts_P, cfg.group_size,
-                max_tokens=cfg.max_tokens, seed=cfg.seed * 100_003 + step,
-            )  # fmt: skip
+            batch_P, groups_P_G = rollout_batch(sampler, problems, cfg, step)
             rewards_P_G = torch.tensor(
                 [[reward(p, r.text) for r in g] for p, g in zip(batch_P, groups_P_G, strict=True)]
             )
@@ -156,15 +163,10 @@ def rejection_sample(
     Raises:
         ValueError: not one answer was right.
     """
-    tokenizer = sampler.get_tokenizer()
     kept: dict[tuple[str, str], None] = {}
     tokens = 0
-    for step in range(cfg.steps // cfg.reuse):
-        batch_P = [problems[i] for i in batch_indices(len(problems), cfg.prompts, cfg.seed, step)]
-        groups_P_G = sample_groups(
-            sampler, tokenizer, [chat_prompt(tokenizer, p.question) for p in batch_P],
-            cfg.group_size, max_tokens=cfg.max_tokens, seed=cfg.seed * 100_003 + step,
-        )  # fmt: skip
+    for step in range(0, cfg.steps, cfg.reuse):
+        batch_P, groups_P_G = rollout_batch(sampler, problems, cfg, step)
         for problem, group in zip(batch_P, groups_P_G, strict=True):
             tokens += sum(len(r.tokens) for r in group)
             right = (r for r in group if r.finished and reward(problem, r.text) == 1.0)

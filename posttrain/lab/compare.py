@@ -1,0 +1,218 @@
+"""Controlled comparisons: the arms of an experiment, over paired seeds, into a results.json.
+
+An arm is a function that trains one policy and returns it with its cost. All arms of an
+experiment have the same budget, problems, evaluation items and seeds. Finished seeds are kept
+in the run folder, so an interrupted comparison goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tinker
+
+from posttrain.evals import Score
+from posttrain.lab.stage import Stage, measure
+from posttrain.lab.worlds import World
+from posttrain.ledger import Ledger
+from posttrain.runs import Metrics, code_of, git_commit, write_json, write_results
+from posttrain.scale import Scale
+from posttrain.stats import mean_over_seeds, paired_difference
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an arm leaves behind."""
+
+    stage: Stage
+    cost: Ledger  # everything this arm spent, also before its last stage
+
+
+Worlds = Callable[[int], World]  # seed -> its world
+# (service, world, folder, seed) -> a trained policy; those that are swept take rate= too
+Arm = Callable[..., Trained]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A difference that the experiment is about, fixed before it is run."""
+
+    text: str
+    arm: str
+    baseline: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Arms that are compared, and what is claimed about them."""
+
+    name: str  # its folder in the repository
+    arms: Mapping[str, Arm]
+    claims: Sequence[Claim]
+    rates: Mapping[str, Sequence[float]]  # arm -> learning rates to try on validation
+    configs: Callable[[World], dict[str, Any]]  # what results.json says of how it was trained
+    sources: Sequence[ModuleType]  # the code that the results belong to
+    longer: bool = False  # also measure on problems longer than any trained on
+
+    @property
+    def code(self) -> str:
+        """Fingerprint of its sources."""
+        return code_of(self.sources)
+
+
+def at_rate(cfg: Any, world: World, rate: float | None, *, full: float) -> Any:
+    """`cfg` at a swept rate, which belongs to the shipped model, or at `full` for a real one."""
+    if world.scale is Scale.FULL:
+        return replace(cfg, learning_rate=full)
+    return cfg if rate is None else replace(cfg, learning_rate=rate)
+
+
+def flat(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Numbers of one run by name, as `test/pass@1`."""
+    return {
+        f"{split}/{name}": value
+        for split, s in scores.items()
+        for name, value in {
+            "pass@1": s.pass_at_1.value,
+            f"pass@{s.k}": s.pass_at_k.value,
+            "greedy": s.greedy.value,
+            "well_formed": s.well_formed,
+            "tokens": s.mean_tokens,
+        }.items()
+    }
+
+
+def one_seed(
+    service: tinker.ServiceClient,
+    experiment: Experiment,
+    worlds: Worlds,
+    arm: str,
+    seed: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Train and measure one arm with one seed, or return what an earlier run measured."""
+    folder = out / f"seed-{seed}-{arm.replace(' ', '-').lower()}"
+    done = folder.with_name(f"{folder.name}.json")
+    if not done.exists():
+        world = worlds(seed) if experiment.longer else replace(worlds(seed), ood=())
+        trained = experiment.arms[arm](service, world, folder, seed)
+        scores = measure(trained.stage.sampler, world)
+        items = {split: (s.correct_counts / s.k).tolist() for split, s in scores.items()}
+        record = {
+            "seed": seed,
+            "metrics": flat(scores),
+            "ledger": trained.cost.to_json(),
+            "items": items,
+            "curve": trained.stage.metrics,
+        }
+        write_json(done, record)
+        print(f"{experiment.name}, {arm}, seed {seed}: {scores['test']}", flush=True)
+    return json.loads(done.read_text())
+
+
+def compare(
+    service: tinker.ServiceClient,
+    experiment: Experiment,
+    worlds: Worlds,
+    seeds: Sequence[int],
+    out: Path,
+    results: Path,
+) -> dict[str, list[list[Metrics]]]:
+    """Run all arms over all seeds; write results.json; return the training curves by arm.
+
+    Runs and the measurements of single seeds are kept in `out`, the results in `results`.
+
+    Each claim is the mean difference over paired seeds and items, with a 95 % t interval.
+    """
+    world = worlds(seeds[0])
+    records = {
+        arm: [one_seed(service, experiment, worlds, arm, seed, out) for seed in seeds]
+        for arm in experiment.arms
+    }
+    total = Ledger()
+    for runs in records.values():
+        for record in runs:
+            total = total + Ledger.from_json(record["ledger"])
+    write_results(
+        results,
+        experiment.name,
+        scale=world.scale,
+        backend="embedded engine" if world.model.startswith("posttrain/") else "Tinker server",
+        model=world.model,
+        seeds=seeds,
+        config=_config(experiment, world),
+        arms={arm: _arm_record(runs) for arm, runs in records.items()},
+        claims=[_verdict(claim, records) for claim in experiment.claims] if len(seeds) > 1 else [],
+        ledger=total,
+        code=experiment.code,
+    )
+    return {arm: [record["curve"] for record in runs] for arm, runs in records.items()}
+
+
+def sweep(
+    service: tinker.ServiceClient,
+    experiment: Experiment,
+    worlds: Worlds,
+    out: Path,
+    results: Path,
+    seed: int = 100,
+) -> dict[str, dict[str, float]]:
+    """pass@1 on validation of each arm at each learning rate, at half the steps and a seed of
+    its own, written to `results`/sweep.json. The arms' rates were chosen from it."""
+    world = worlds(seed)
+    world = replace(world, test=world.validation[:100], ood=[], k=min(world.k, 8), effort=0.5)
+    table: dict[str, dict[str, float]] = {}
+    for arm, run in experiment.arms.items():
+        for rate in experiment.rates.get(arm, ()):
+            name = f"{arm.replace(' ', '-').lower()}-{rate:g}"
+            done = out / f"{name}.json"
+            if not done.exists():
+                trained = run(service, world, out / name, seed, rate=rate)
+                write_json(done, measure(trained.stage.sampler, world)["test"].pass_at_1.value)
+            score = json.loads(done.read_text())
+            table.setdefault(arm, {})[f"{rate:g}"] = score
+            print(f"sweep, {arm}, learning rate {rate:g}: {score:.3f}", flush=True)
+    write_json(results / "sweep.json", {"commit": git_commit(), "seed": seed, "pass@1": table})
+    return table
+
+
+def _config(experiment: Experiment, world: World) -> dict[str, Any]:
+    rates = {
+        name: arm.keywords["rate"]
+        for name, arm in experiment.arms.items()
+        if isinstance(arm, partial) and "rate" in arm.keywords
+    }
+    sizes = {"rank": world.rank, "n_test": len(world.test), "task": world.task, "rates": rates}
+    return {**experiment.configs(world), **sizes}
+
+
+def _arm_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = runs[0]["metrics"]
+    summary = {
+        name: mean_over_seeds([run["metrics"][name] for run in runs]).to_json() for name in names
+    } if len(runs) > 1 else {}  # fmt: skip
+    kept = ("seed", "metrics", "ledger")
+    return {"runs": [{key: run[key] for key in kept} for run in runs], "summary": summary}
+
+
+def _verdict(claim: Claim, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    split, _, metric = claim.metric.partition("/")
+
+    def values(arm: str) -> Any:
+        if metric == "pass@1":
+            return np.array([run["items"][split] for run in records[arm]])
+        return np.array([run["metrics"][claim.metric] for run in records[arm]])
+
+    gain = paired_difference(values(claim.arm), values(claim.baseline))
+    return {
+        "claim": claim.text, "metric": claim.metric, "arm": claim.arm, "baseline": claim.baseline,
+        "difference": gain.value, "ci95": [gain.low, gain.high], "n_seeds": len(records[claim.arm]),
+    }  # fmt: skip
