@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from posttrain.engine.config import DecoderConfig
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.model import Decoder
@@ -28,13 +27,13 @@ class Model:
         self.name = name
         self.directory = directory.resolve()
         self.device = device
-        self.config = DecoderConfig.from_dir(self.directory)
+        self.config = Decoder.check(self.directory).config
         self.tokenizer = load_tokenizer(self.directory)
         self.eos = end_tokens(self.directory)
 
     @cached_property
     def decoder(self) -> Decoder:
-        return Decoder.load(self.directory).to(self.device)
+        return Decoder.load(self.directory, device=self.device)
 
     @property
     def path(self) -> str:
