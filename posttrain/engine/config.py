@@ -75,7 +75,12 @@ class DecoderConfig:
             raise ValueError(f"{path} is not JSON: {error}") from None
         if not isinstance(raw, dict):
             raise ValueError(f"{path} holds no JSON object: not a Hugging Face config")
-        return cls.from_hf(raw)
+        try:
+            return cls.from_hf(raw)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{path} has a field of an unexpected type: {error}") from None
 
     @classmethod
     def from_hf(cls, raw: dict[str, Any]) -> DecoderConfig:
@@ -105,7 +110,7 @@ class DecoderConfig:
             max_position_embeddings=positions,
             rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
             rope_scaling=RopeScaling.from_hf(rope, positions),
-            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
             model_type=raw["model_type"],
             attention_bias=bool(raw.get("attention_bias")),

@@ -222,6 +222,8 @@ def whole(out: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        for path in partial.iterdir():  # safetensors makes files that only their owner can read
+            path.chmod(partial.stat().st_mode & 0o666)
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -24,7 +24,7 @@ def always(raw: Raw) -> int | None:
 
 def switched(raw: Raw) -> int | None:
     """Qwen: only with `use_sliding_window`, and in the layers from `max_window_layers` on."""
-    beyond = raw.get("max_window_layers", 28) >= raw["num_hidden_layers"]
+    beyond = (raw.get("max_window_layers", 28) or 0) >= raw["num_hidden_layers"]
     if not raw.get("use_sliding_window") or (beyond and not raw.get("layer_types")):
         return None
     return raw.get("sliding_window", 4096)

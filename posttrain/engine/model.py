@@ -1,7 +1,7 @@
 """A lean decoder: Qwen2, Qwen3, Llama and Mistral as Hugging Face stores them.
 
-Attribute names are those of the checkpoint, so loading is a plain `load_state_dict`. The same
-module serves LoRA training, full-parameter pretraining and sampling with a key-value cache.
+Attribute names are those of the checkpoint, so loading assigns by name. The same module
+serves LoRA training, full-parameter pretraining and sampling with a key-value cache.
 
 Shapes: B sequences, T positions, D hidden, H query heads, K key-value heads, d head dimension,
 V vocabulary.
@@ -190,7 +190,10 @@ class Trunk(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        if not weight.is_meta:  # drawing "into" no storage makes torch import for over a second
+            nn.init.normal_(weight)
+        self.embed_tokens = nn.Embedding.from_pretrained(weight, freeze=False)
         self.layers = nn.ModuleList(
             Block(f"model.layers.{i}", config, i) for i in range(config.num_hidden_layers)
         )
@@ -294,14 +297,12 @@ class Decoder(nn.Module):
         """
         directory, device = Path(directory), torch.device(device)
         decoder = cls.check(directory)
-        config = decoder.config
-        tied = config.tie_word_embeddings
+        tied = decoder.config.tie_word_embeddings
         for name, tensor in read_weights(directory, tied=tied, dtype=dtype, device=device):
             assign(decoder, name, nn.Parameter(tensor, requires_grad=False))
         if tied:
             decoder.lm_head.weight = decoder.model.embed_tokens.weight
-        found = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        decoder.frequencies = found.to(device)
+        decoder.frequencies = decoder.frequencies.to(device)
         return decoder.eval()
 
     @classmethod

@@ -76,12 +76,14 @@ class RopeScaling:
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
-    """Radians per position of each pair of channels, float32 `(head_dim / 2,)`.
+    """Radians per position of each pair of channels, float32 `(head_dim / 2,)` on the CPU.
 
     In the order of operations that `transformers` has, so that they are the same bits: at position
     100,000 the last bit of a frequency is a hundredth of a radian.
     """
-    half = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    # On the CPU also where everything else is made on the meta device: there, arange takes a second
+    # when it is first called, and the numbers are wanted.
+    half = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
     plain = 1.0 / (theta**half)
     if scaling is None:
         return plain

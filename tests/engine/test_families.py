@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from posttrain.engine.config import DecoderConfig
@@ -36,9 +36,9 @@ LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
     "factor": 8.0,
-    "low_freq_factor": 1.0,
+    "low_freq_factor": 0.5,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 32,
 }
 CASES: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2"},
@@ -62,7 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
 cases = pytest.mark.parametrize("case", CASES)
 
 
-def checkpoint(directory: Path, case: str, *, shard: str = "50GB") -> PreTrainedModel:
+def checkpoint(directory: Path, case: str, *, shard: str = "50GB") -> Any:
     """A random model of `transformers`, saved to `directory`, in float32."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(SHAPE | CASES[case])))
@@ -110,9 +110,9 @@ def test_adapter_gradients_are_those_of_peft(tmp_path: Path, case: str) -> None:
         scores = logits[:, :-1].log_softmax(-1)
         scores.gather(-1, tokens[:, 1:, None]).sum().backward()
     for path, pair in adapter.factors.items():
+        mine: Any
         for mine, letter in zip(pair, ("lora_A", "lora_B"), strict=True):
             grad = getattr(modules[path], letter)["default"].weight.grad
-            assert mine.grad is not None
             assert (mine.grad - grad).norm() <= 1e-5 * grad.norm(), (path, letter)
 
 
@@ -190,7 +190,8 @@ def test_configs_of_older_transformers_are_read(tmp_path: Path, old: dict[str, A
 @pytest.mark.parametrize("head_dim", [48, 64, 128])
 def test_frequencies_are_the_bits_of_transformers(rope: dict[str, Any], head_dim: int) -> None:
     shape = SHAPE | {"head_dim": head_dim, "max_position_embeddings": 131_072}
-    theirs = LlamaRotaryEmbedding(AutoConfig.for_model("llama", **shape, rope_parameters=rope))
+    config: Any = AutoConfig.for_model("llama", **shape, rope_parameters=rope)
+    theirs = LlamaRotaryEmbedding(config)
     ours = frequencies(head_dim, rope["rope_theta"], RopeScaling.from_hf(rope, 131_072))
     assert torch.equal(ours, theirs.inv_freq)
 
@@ -238,8 +239,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "needs the number .low_freq"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 0.0}}, "factor 0.0, which is not positive"),
     (
-        {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
-        "low_freq_factor 1.0 and high_freq_factor 1.0",
+        {"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}},
+        "low_freq_factor 0.5 and high_freq_factor 0.5",
     ),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config .*fp8"),
     ({"architectures": ["Qwen3ForSequenceClassification"]}, "known: Qwen3ForCausalLM"),
@@ -261,11 +262,18 @@ def test_what_would_be_computed_wrongly_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
-def test_a_config_that_is_no_config_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json"):
+@pytest.mark.parametrize(
+    "change", [None, [], {"model_type": "gpt2"}, {"rms_norm_eps": None}, {"rope_scaling": 3},
+               {"model_type": "mistral", "sliding_window": "4096"}],
+)  # fmt: skip
+def test_a_config_that_cannot_be_used_is_named(tmp_path: Path, change: Any) -> None:
+    raw: Any = SHAPE | {"model_type": "qwen3"} | change if isinstance(change, dict) else change
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(raw) if change is not None else "{")
+    with pytest.raises(ValueError, match=r"config\.json") as caught:
         Decoder.load(tmp_path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @cases

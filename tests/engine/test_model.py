@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,17 @@ def test_configs_that_would_be_computed_wrongly_are_refused(
     raw.pop("rope_parameters")
     with pytest.raises(ValueError, match=complaint):
         DecoderConfig.from_hf(raw | change)
+
+
+def test_an_empty_decoder_costs_no_imports() -> None:
+    """The compiler, which torch imports for some operations without storage, takes seconds."""
+    code = (
+        "import sys; from posttrain.engine.model import Decoder; from tests.conftest import TINY; "
+        "before = 'sympy' in sys.modules; Decoder.empty(TINY); "
+        "print(before, 'sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
