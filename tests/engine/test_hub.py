@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,15 @@ from tests.engine.test_families import checkpoint
 
 COMMIT = "0123456789" * 4
 LOCATE = """
-import sys
+import sys, time
+import huggingface_hub
 from posttrain.engine.errors import UserError
 from posttrain.engine.hub import locate
+start = time.monotonic()
 try:
     print(locate(sys.argv[1]))
 except UserError as error:
+    print(time.monotonic() - start)
     sys.exit(str(error))
 """
 
@@ -113,7 +115,7 @@ def ask(model: str, url: str, home: Path, **env: str) -> subprocess.CompletedPro
         env={**os.environ, **mine, **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -158,9 +160,8 @@ def test_a_model_that_is_not_there_is_named(
 
 def test_a_hub_that_never_answers_costs_seconds(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        start = time.monotonic()
         done = ask("lab/tiny", f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
-    assert time.monotonic() - start < 40  # 5 for the answer; the rest is imports on a busy machine
+    assert float(done.stdout) < 30  # 5 to wait for the answer, and some on a busy machine
     assert done.returncode == 1
     assert "there is no directory lab/tiny here, and the hub cannot be asked for it" in done.stderr
     assert done.stderr.strip().count("\n") == 0
