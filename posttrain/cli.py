@@ -1,4 +1,4 @@
-"""The command line: `posttrain lab | run | models | serve`."""
+"""The command line: `posttrain lab | run | models | serve | export`."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def models() -> None:
 def serve(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=DIR of a Hugging Face directory; repeat for several"),
+        typer.Option(help="DIR, hub id (ORG/MODEL), or NAME=either; repeat for several"),
     ] = None,
     port: Annotated[int, typer.Option(help="0 picks a free one")] = 8000,
     host: Annotated[str, typer.Option(help="other than loopback needs POSTTRAIN_ENGINE_KEY")] = (
@@ -153,30 +153,96 @@ def serve(
     ),
     state: Annotated[Path | None, typer.Option(help="checkpoints; default ~/.posttrain")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default all")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps")
+    ] = "auto",
 ) -> None:
     """Serve models over the Tinker API, to any Tinker client on this machine.
 
     Without --model the shipped models are served. Clients set TINKER_BASE_URL to the printed
     address, and TINKER_API_KEY to anything that begins with tml- (or to the key that you put
     in POSTTRAIN_ENGINE_KEY).
+
+    A model is a directory in Hugging Face format, or a model of the Hugging Face hub, which is
+    downloaded once (safetensors only). Families: Qwen2, Qwen2.5, Qwen3, Llama, SmolLM2, Mistral.
+
+    Examples:
+
+      posttrain serve                             the shipped models
+
+      posttrain serve --model Qwen/Qwen3-0.6B     a model of the hub
+
+      posttrain serve --model mine=/data/llama --device cuda
     """
     from posttrain.connect import shipped_models
+    from posttrain.engine.hub import directories
     from posttrain.engine.server import serve as serve_engine
 
-    chosen = {}
-    for entry in model or []:
-        name, equals, directory = entry.partition("=")
-        if not (name and equals and directory):
-            raise ValueError(f"--model {entry!r} is not of the form NAME=DIR")
-        chosen[name] = Path(directory)
-    home = Path(os.environ.get("POSTTRAIN_HOME") or "~/.posttrain")
+    shipped = shipped_models()
+    chosen = {name: shipped[name] for name in model or [] if name in shipped}
+    chosen |= directories([entry for entry in model or [] if entry not in shipped])
     serve_engine(
-        chosen or shipped_models(), host, port, (state or home).expanduser(),
+        chosen or shipped, host, port, home_of(state),
         device=device, threads=threads,
         api_key=os.environ.get("POSTTRAIN_ENGINE_KEY") or None,
         ready=lambda url: print(f"serving the Tinker API at {url}", flush=True),
     )  # fmt: skip
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(help="tinker://RUN/weights/NAME or tinker://RUN/sampler_weights/NAME")
+    ],
+    out: Annotated[Path, typer.Argument(help="a directory that does not exist yet")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="write the whole model, not only the adapter")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="the base model (directory or hub id), if it has moved")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="of merged weights: float32, bfloat16 or float16")
+    ] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="where the checkpoints are; default ~/.posttrain")
+    ] = None,
+) -> None:
+    """Write a checkpoint of the embedded engine as other tools read it.
+
+    Without --merge: a LoRA adapter for `peft`, small, to be loaded on top of its base model.
+    With --merge: a complete Hugging Face model with its tokenizer, for `transformers`, vLLM or
+    `posttrain serve`. Weights keep the base's dtype unless --dtype says otherwise: bfloat16 rounds
+    the sum, float32 is what the engine samples from.
+
+    Examples:
+
+      posttrain export tinker://RUN/sampler_weights/final adapter/
+
+      posttrain export tinker://RUN/weights/final model/ --merge --dtype float32
+    """
+    from posttrain.connect import shipped_models
+    from posttrain.engine import export as exporting
+    from posttrain.engine.hub import locate
+
+    if dtype is not None and (dtype not in exporting.DTYPES or not merge):
+        known = ", ".join(exporting.DTYPES)
+        raise ValueError(f"--dtype {dtype} is not one of {known}, or stands without --merge")
+    record, found, adapter = exporting.find(home_of(home), checkpoint)
+    if merge:
+        directory = locate(base) if base else exporting.base_directory(record, shipped_models())
+        kind = exporting.DTYPES[dtype] if dtype else None
+        exporting.export_merged(found, adapter, out, directory, kind)
+        print(f"{out}: {record.base_model} with {checkpoint} merged in, for transformers")
+        return
+    name = base or exporting.base_name(record, shipped_models())
+    exporting.export_adapter(found, adapter, out, name)
+    print(f"{out}: LoRA adapter of rank {found.lora.rank} on {name}, for peft")
+
+
+def home_of(given: Path | None) -> Path:
+    """The directory of the embedded engine's checkpoints."""
+    return (given or Path(os.environ.get("POSTTRAIN_HOME") or "~/.posttrain")).expanduser()
 
 
 def main() -> None:

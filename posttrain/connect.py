@@ -226,7 +226,8 @@ def start_engine(models: dict[str, Path]) -> Embedded:
     key = f"tml-local-{secrets.token_hex(16)}"
     # -P: a file of the working directory must not shadow a module of the engine's.
     command = [sys.executable, "-P", "-m", "posttrain.engine", "--parent", str(os.getpid())]
-    command += ["--state", str(home)]
+    # The shipped models are small: a CPU runs them as fast, and to the same bits every time.
+    command += ["--state", str(home), "--device", "cpu"]
     for name, directory in models.items():
         command += ["--model", f"{name}={directory}"]
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -72,6 +72,7 @@ def start_engine(model: Path, state: Path, *more: str) -> tuple[subprocess.Popen
     state.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "posttrain.engine", "--state", str(state)]
     command += ["--model", f"posttrain/tiny={model}", "--ready", str(ready), "--threads", "1"]
+    command += ["--device", "cpu"]
     process = subprocess.Popen(
         [*command, *more],
         env={**os.environ, "POSTTRAIN_ENGINE_KEY": KEY},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SUBCOMMANDS = ("lab", "run", "models", "serve")
+SUBCOMMANDS = ("lab", "run", "models", "serve", "export")
 
 
 def posttrain(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -37,8 +37,13 @@ def test_models_lists_the_shipped_one() -> None:
         (["run", "sft", "--task", "poems"], "unknown task 'poems'; the known ones are math, gsm8k"),
         (["lab", "--scale", "huge"], "the known ones are smoke, laptop, full"),
         (["run", "sft", "--seeds", "0"], "at least one seed"),
-        (["serve", "--model", "just-a-name"], "not of the form NAME=DIR"),
-        (["serve", "--model", "x=/nowhere"], "/nowhere/config.json does not exist"),
+        (["serve", "--model", "just-a-name"], "no directory just-a-name, and it is not a hub id"),
+        (["serve", "--model", "x=/nowhere"], "no directory /nowhere, and it is not a hub id"),
+        (["serve", "--model", "x=docs"], "docs/config.json does not exist"),
+        (["serve", "--model", "posttrain/none"], "posttrain/none is not shipped here"),
+        (["serve", "--device", "tpu"], "unknown device 'tpu'; known: auto, cpu, cuda, cuda:N, mps"),
+        (["export", "tinker://x", "out", "--home", "docs"], "docs holds no checkpoints"),
+        (["export", "tinker://x", "out", "--dtype", "int8"], "not one of float32, bfloat16"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_is_known(words: list[str], said: str) -> None:

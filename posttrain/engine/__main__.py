@@ -16,8 +16,10 @@ import threading
 import time
 from pathlib import Path
 
+from posttrain.engine.devices import KNOWN
 from posttrain.engine.errors import UserError
 from posttrain.engine.files import raise_file_limit
+from posttrain.engine.hub import directories
 from posttrain.engine.server import serve
 
 KEY_VARIABLE = "POSTTRAIN_ENGINE_KEY"  # not an argument: those can be read by all users
@@ -25,11 +27,11 @@ KEY_VARIABLE = "POSTTRAIN_ENGINE_KEY"  # not an argument: those can be read by a
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m posttrain.engine", description=__doc__)
-    parser.add_argument("--model", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--model", action="append", default=[], metavar="[NAME=]DIR or ORG/MODEL")
     parser.add_argument("--state", type=Path, required=True, help="directory of the checkpoints")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 (the default) takes a free one")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto", help=f"{KNOWN}; auto takes the best")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--parent", type=int, help="end when this process has ended")
     parser.add_argument("--ready", type=Path, help="write the URL to this file once serving")
@@ -38,12 +40,6 @@ def main() -> None:
         threading.Thread(target=outlive_not, args=(args.parent,), daemon=True).start()
     raise_file_limit()
     logging.basicConfig(level="WARNING", format="%(asctime)s %(name)s: %(message)s")
-    models = {}
-    for entry in args.model:
-        name, equals, directory = entry.partition("=")
-        if not (name and equals and directory):
-            parser.error(f"--model {entry!r} is not of the form NAME=DIR")
-        models[name] = Path(directory)
 
     def ready(url: str) -> None:
         print(url, flush=True)
@@ -55,7 +51,7 @@ def main() -> None:
 
     try:
         serve(
-            models,
+            directories(args.model),
             args.host,
             args.port,
             args.state,

@@ -42,6 +42,7 @@ class RunRecord:
     lora: LoraConfig
     user_metadata: dict[str, str] | None = None
     created: float = field(default_factory=time.time)  # seconds since the epoch
+    base_directory: str | None = None  # where the weights of the base model were
 
 
 @dataclass(frozen=True)
@@ -187,12 +188,16 @@ class Store:
             raise UserError(f"{checkpoint.path} exists; another process just made it") from None
 
     def find(self, run: str, segment: str, name: str) -> Checkpoint | None:
-        """The checkpoint of that name, expired or not, or None."""
+        """The checkpoint of that name, expired or not, or None. Raises UserError if damaged."""
+        file = self.description(run, segment, name)
         try:
-            raw = json.loads(self.description(run, segment, name).read_text())
+            raw = json.loads(file.read_text())
+            return Checkpoint(**{**raw, "lora": LoraConfig(**raw["lora"])})
         except FileNotFoundError:
             return None
-        return Checkpoint(**{**raw, "lora": LoraConfig(**raw["lora"])})
+        except (ValueError, TypeError, KeyError) as error:
+            path = f"tinker://{run}/{segment}/{name}"
+            raise UserError(f"checkpoint {path} is damaged: {file}: {error!r}") from None
 
     def get(self, path: str) -> Checkpoint:
         """Raises UserError where there is no such checkpoint, or no longer."""

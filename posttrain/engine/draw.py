@@ -34,6 +34,7 @@ class Policy:
 
     @classmethod
     def of(cls, rows: Sequence[Asks], device: torch.device) -> Policy:
+        device = precise(device)
         heat = torch.tensor([row.temperature for row in rows], dtype=torch.float32, device=device)
         greedy = heat == 0
         heat = heat.masked_fill(greedy, 1.0)[:, None]
@@ -61,6 +62,7 @@ def draw(logits: Tensor, uniforms: np.ndarray, policy: Policy) -> tuple[np.ndarr
         Tokens int64 `(B,)`, and their log-probabilities float32 `(B,)` at temperature 1 without
         top-k and top-p.
     """
+    logits = logits.to(precise(logits.device))
     normal = logits.logsumexp(-1, keepdim=True)
     if policy.temperature is None:
         probabilities = (logits - normal).exp()
@@ -80,6 +82,11 @@ def draw(logits: Tensor, uniforms: np.ndarray, policy: Policy) -> tuple[np.ndarr
         tokens = torch.where(policy.greedy, logits.argmax(-1), tokens)
     logprobs = (logits.gather(-1, tokens[:, None]) - normal)[:, 0]
     return tokens.cpu().numpy(), logprobs.cpu().numpy()
+
+
+def precise(device: torch.device) -> torch.device:
+    """Where to draw: Metal has no float64, so what was computed there is drawn from on the CPU."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def trim(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from posttrain.engine.checkpoints import SAMPLER, WEIGHTS, RunRecord, Store
+from posttrain.engine.devices import choose
 from posttrain.engine.errors import UserError
 from posttrain.engine.models import Merged, Models, Weights
 from posttrain.engine.promises import Answer, Promise, Promises
@@ -64,7 +64,7 @@ class Client:
 
 class Engine:
     def __init__(self, models: Mapping[str, Path], state: Path, device: str = "cpu") -> None:
-        self.device = torch.device(device)
+        self.device = choose(device)
         self.models = Models(models, self.device)
         self.store = Store(state)
         self.promises = Promises()
@@ -175,7 +175,8 @@ class Engine:
         else:
             name = self.models.find(need(body, "base_model", str)).name
             lora = read_lora(body, secrets.randbits(62))
-        return Client(RunRecord(model_id, name, lora, metadata))
+        directory = str(self.models.find(name).directory)
+        return Client(RunRecord(model_id, name, lora, metadata, base_directory=directory))
 
     def create_model(self, body: dict[str, Any]) -> Promise:
         def work(client: Client) -> None:

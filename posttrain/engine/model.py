@@ -1,7 +1,7 @@
-"""A lean decoder: Qwen3 as Hugging Face stores it.
+"""A lean decoder: Qwen2, Qwen3, Llama and Mistral as Hugging Face stores them.
 
-Attribute names are those of the checkpoint, so loading is a plain `load_state_dict`. The same
-module serves LoRA training, full-parameter pretraining and sampling with a key-value cache.
+Attribute names are those of the checkpoint, so loading assigns by name. The same module
+serves LoRA training, full-parameter pretraining and sampling with a key-value cache.
 
 Shapes: B sequences, T positions, D hidden, H query heads, K key-value heads, d head dimension,
 V vocabulary.
@@ -14,23 +14,25 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from posttrain.engine.config import DecoderConfig
 from posttrain.engine.lora import Adapter
+from posttrain.engine.rope import frequencies
+from posttrain.engine.shards import check_weights, read_weights
 
 
 class Linear(nn.Linear):
-    """A bias-free linear layer that adds the low-rank update of an adapter, if there is one."""
+    """A linear layer that adds the low-rank update of an adapter, if there is one."""
 
-    def __init__(self, path: str, columns: int, rows: int) -> None:
-        super().__init__(columns, rows, bias=False)
+    def __init__(self, path: str, columns: int, rows: int, bias: bool = False) -> None:
+        super().__init__(columns, rows, bias=bias)
         self.path = path
 
     def forward(self, x: Tensor, adapter: Adapter | None = None) -> Tensor:
-        y = F.linear(x, self.weight)
+        y = F.linear(x, self.weight, self.bias)
         pair = adapter.factors.get(self.path) if adapter is not None else None
         if adapter is not None and pair is not None:
             # Scaled where it is narrow, and added within the product: a separate pass over y
@@ -95,7 +97,7 @@ class Cache:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with normalised queries and keys (Qwen3)."""
+    """Grouped-query attention; biases, and norms of queries and keys, where the family has them."""
 
     def __init__(self, path: str, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -104,12 +106,15 @@ class Attention(nn.Module):
         self.group = config.num_attention_heads // config.num_key_value_heads
         wide = config.num_attention_heads * config.head_dim
         narrow = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(f"{path}.q_proj", config.hidden_size, wide)
-        self.k_proj = Linear(f"{path}.k_proj", config.hidden_size, narrow)
-        self.v_proj = Linear(f"{path}.v_proj", config.hidden_size, narrow)
-        self.o_proj = Linear(f"{path}.o_proj", wide, config.hidden_size)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.q_proj = Linear(f"{path}.q_proj", config.hidden_size, wide, config.qkv_bias)
+        self.k_proj = Linear(f"{path}.k_proj", config.hidden_size, narrow, config.qkv_bias)
+        self.v_proj = Linear(f"{path}.v_proj", config.hidden_size, narrow, config.qkv_bias)
+        self.o_proj = Linear(f"{path}.o_proj", wide, config.hidden_size, config.output_bias)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(
         self,
@@ -185,7 +190,10 @@ class Trunk(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        if not weight.is_meta:  # drawing "into" no storage makes torch import for over a second
+            nn.init.normal_(weight)
+        self.embed_tokens = nn.Embedding.from_pretrained(weight, freeze=False)
         self.layers = nn.ModuleList(
             Block(f"model.layers.{i}", config, i) for i in range(config.num_hidden_layers)
         )
@@ -202,8 +210,8 @@ class Decoder(nn.Module):
         self.lm_head = Linear("lm_head", config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        self.register_buffer("frequencies", config.rope_theta**-half, persistent=False)
+        found = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        self.register_buffer("frequencies", found, persistent=False)
         self.frequencies: Tensor
 
     def forward(
@@ -275,26 +283,36 @@ class Decoder(nn.Module):
             return cls(config)
 
     @classmethod
-    def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
-        """Read a Hugging Face directory: `config.json` and `model.safetensors`.
+    def load(
+        cls,
+        directory: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Decoder:
+        """Read a Hugging Face directory, one tensor after the other: `config.json`, safetensors.
 
         Raises:
-            FileNotFoundError: one of the two files is missing.
-            ValueError: the weights do not fit the config.
+            FileNotFoundError: one of the files is missing.
+            ValueError: the config is not supported, or the weights do not fit it.
         """
-        config = DecoderConfig.from_dir(directory)
-        path = Path(directory) / "model.safetensors"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: no weights to load")
-        decoder = cls(config)
-        state = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
-        if config.tie_word_embeddings and "model.embed_tokens.weight" in state:
-            state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        try:
-            decoder.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{path} does not fit its config.json: {error}") from None
-        return decoder.to(dtype).requires_grad_(False).eval()
+        directory, device = Path(directory), torch.device(device)
+        decoder = cls.check(directory)
+        tied = decoder.config.tie_word_embeddings
+        for name, tensor in read_weights(directory, tied=tied, dtype=dtype, device=device):
+            assign(decoder, name, nn.Parameter(tensor, requires_grad=False))
+        if tied:
+            decoder.lm_head.weight = decoder.model.embed_tokens.weight
+        decoder.frequencies = decoder.frequencies.to(device)
+        return decoder.eval()
+
+    @classmethod
+    def check(cls, directory: Path) -> Decoder:
+        """An empty decoder of a directory's shape. Raises, within milliseconds, what `load` does
+        where the directory cannot be loaded."""
+        decoder = cls.empty(DecoderConfig.from_dir(directory))
+        shapes = {name: parameter.shape for name, parameter in decoder.named_parameters()}
+        check_weights(directory, shapes, tied=decoder.config.tie_word_embeddings)
+        return decoder
 
     def save(self, directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write `config.json` and `model.safetensors` as `transformers` reads them."""

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from posttrain.engine.config import DecoderConfig
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.model import Decoder
 from posttrain.engine.stops import end_tokens, load_tokenizer
 
-MERGED = 8  # decoders with an adapter merged in that are kept at hand
+MERGED = 8  # decoders with an adapter merged in that are kept at hand,
+ROOM = 4 * 2**30  # as long as their merged matrices take no more than this many bytes
 
 
 class Model:
@@ -28,13 +28,13 @@ class Model:
         self.name = name
         self.directory = directory.resolve()
         self.device = device
-        self.config = DecoderConfig.from_dir(self.directory)
+        self.config = Decoder.check(self.directory).config
         self.tokenizer = load_tokenizer(self.directory)
         self.eos = end_tokens(self.directory)
 
     @cached_property
     def decoder(self) -> Decoder:
-        return Decoder.load(self.directory).to(self.device)
+        return Decoder.load(self.directory, device=self.device)
 
     @property
     def path(self) -> str:
@@ -80,10 +80,11 @@ class Weights:
 
 
 class Merged:
-    """The most recently used decoders with their adapters merged in."""
+    """The most recently used decoders with their adapters merged in: at least the last one."""
 
     def __init__(self) -> None:
         self.decoders: OrderedDict[str, Decoder] = OrderedDict()
+        self.sizes: dict[str, int] = {}  # bytes that no other decoder shares
 
     def get(self, weights: Weights) -> Decoder:
         """Raises UserError where the checkpoint has been deleted."""
@@ -94,8 +95,12 @@ class Merged:
                 raise UserError(f"the weights of {weights.path or 'this sampler'} were deleted")
             state = load_file(weights.file, device=str(weights.model.device))
             adapter = Adapter.of_state(state, weights.lora)
-            self.decoders[weights.key] = weights.model.decoder.merged(adapter)
+            decoder = self.decoders[weights.key] = weights.model.decoder.merged(adapter)
+            own = (decoder.get_parameter(f"{path}.weight") for path in adapter.factors)
+            self.sizes[weights.key] = sum(matrix.nbytes for matrix in own)
         self.decoders.move_to_end(weights.key)
-        while len(self.decoders) > MERGED:
-            self.decoders.popitem(last=False)
+        while len(self.decoders) > 1 and (
+            len(self.decoders) > MERGED or sum(self.sizes.values()) > ROOM
+        ):
+            del self.sizes[self.decoders.popitem(last=False)[0]]
         return self.decoders[weights.key]

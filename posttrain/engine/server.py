@@ -173,7 +173,7 @@ class Api:
                 "model_name": record.base_model,
                 "optimizer_config": {"type": "adamw"},
                 "model_data": {
-                    "arch": "qwen3",
+                    "arch": model.config.model_type,
                     "model_name": model.path,  # the SDK finds a sampler's tokenizer by it
                     "tokenizer_id": str(model.directory),
                 },

@@ -91,7 +91,7 @@ class Trainer:
                 scores = self.score(batch, loss)
                 losses = loss.function(scores, batch.inputs, complete) * batch.inputs["weights"]
                 per_datum = losses.sum((1, 2))
-            found = per_datum.detach().double().cpu().numpy()
+            found = per_datum.detach().cpu().double().numpy()
             for row, index in enumerate(batch.indices):
                 shape = data[index].inputs["target_tokens"].shape
                 cells = scores[row, : shape[0], : shape[1] if len(shape) > 1 else 1]
@@ -179,7 +179,7 @@ class Trainer:
         self.reset_optimizer()
         for name, factor in zip(self.adapter.state(), self.adapter.parameters(), strict=True):
             state = {
-                key: optimizer[f"{name}.{key}"].clone()
+                key: optimizer[f"{name}.{key}"].to(factor.device, copy=True)
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if optimizer is not None and f"{name}.{key}" in optimizer
             }

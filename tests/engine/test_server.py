@@ -107,7 +107,11 @@ def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "complaint"),
-    [("x=/nowhere", "does not exist"), ("x", "NAME=DIR"), ("x={tmp}", "model_type 'gpt2'")],
+    [
+        ("x=/nowhere", "no directory /nowhere"),
+        ("x", "no directory x"),
+        ("x={tmp}", "model_type 'gpt2'"),
+    ],
 )
 def test_a_model_that_cannot_be_served_is_told_at_start(
     tmp_path: Path, model: str, complaint: str
