@@ -99,7 +99,7 @@ def _animals(text: str) -> list[str]:
 def _hero(animal: str, request: Request, text: str) -> bool:
     """It is named, and no other animal more often."""
     named = _animals(text)
-    return animal in named and all([named.count(a) <= named.count(animal) for a in set(named)])
+    return animal in named and all(named.count(a) <= named.count(animal) for a in set(named))
 
 
 def _mood(mood: str, request: Request, text: str) -> bool:
@@ -158,9 +158,9 @@ def _has(equation: str, problem: math.MathProblem, text: str) -> bool:
 EXACT_OF_STORIES: dict[Kind, StoryTest] = {
     Kind.HERO: _hero,
     Kind.MOOD: _mood,
-    Kind.PLACE: lambda place, _, text: any([place in s.places for s in read(text)]),
+    Kind.PLACE: lambda place, _, text: any(place in s.places for s in read(text)),
     Kind.ANIMAL: lambda animal, _, text: animal in _animals(text),
-    Kind.THING: lambda thing, _, text: any([thing in s.things for s in read(text)]),
+    Kind.THING: lambda thing, _, text: any(thing in s.things for s in read(text)),
     Kind.EVENT: _event,
     Kind.CLOSING: _closing,
     Kind.SENTENCES: lambda least, _, text: sum([bool(s.words) for s in read(text)]) >= int(least),

@@ -36,6 +36,18 @@ def picks(rng: random.Random, options: Sequence[T], count: int) -> list[T]:
     return [left.pop(int(rng.random() * len(left))) for _ in range(count)]
 
 
+def known_split(split: Split | str) -> Split:
+    """The split of this name.
+
+    Raises:
+        ValueError: there is none; the text lists the known ones.
+    """
+    try:
+        return Split(split)
+    except ValueError:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(Split)}") from None
+
+
 def split_by_hash(key: str) -> Split:
     """80 % train, 10 % validation, 10 % test, as in the math task."""
     bucket = hashlib.sha256(key.encode()).digest()[0]
@@ -58,5 +70,7 @@ def distinct(items: Iterable[AnyItem], n: int) -> list[AnyItem]:
         misses = misses + 1 if item.key in found else 0
         found.setdefault(item.key, item)
         if misses > PATIENCE:
-            raise ValueError(f"asked for {n} different items, found only {len(found)}; ask for less")
+            raise ValueError(
+                f"asked for {n} different items, found only {len(found)}; ask for less"
+            )
     return list(found.values())

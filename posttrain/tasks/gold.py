@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass
 
 from posttrain.tasks.prose import MOODS, Sentence, read
-from posttrain.tasks.stories import DEMANDS, Request
+from posttrain.tasks.stories import Request
 
 COVERAGE, COHERENCE, LENGTH, MOOD_ENDING, REPETITION = 4.0, 2.0, 2.0, 2.0, 5.0
 WORDS = 40  # the best length
@@ -96,22 +96,19 @@ def _coverage(
     """
     animals = [a for s in sentences for a in s.animals]
     heroes = animals.count(request.hero)
-    met = heroes > 0 and all([animals.count(a) <= heroes for a in set(animals)])
-    met += mood_words >= 2 and 2 * mood_words > all_moods
-    asked = len(DEMANDS)  # hero and mood
+    met = [
+        heroes > 0 and all(animals.count(a) <= heroes for a in set(animals)),
+        mood_words >= 2 and 2 * mood_words > all_moods,
+    ]
     if request.place:
-        asked += 1
-        met += {p for s in sentences for p in s.places} == {request.place}
+        met.append({p for s in sentences for p in s.places} == {request.place})
     if request.friend:
-        asked += 1
-        met += request.friend in animals
+        met.append(request.friend in animals)
     if request.thing:
-        asked += 1
-        met += any([request.thing in s.things for s in sentences])
+        met.append(any(request.thing in s.things for s in sentences))
     if request.ending:
-        asked += 1
-        met += request.ending in sentences[-1].endings
-    return met / asked
+        met.append(request.ending in sentences[-1].endings)
+    return sum(met) / len(met)
 
 
 def _coherence(request: Request, sentences: tuple[Sentence, ...]) -> float:
@@ -121,10 +118,11 @@ def _coherence(request: Request, sentences: tuple[Sentence, ...]) -> float:
     other, is a closing one; every animal that is neither hero nor friend counts against company.
     """
     hero = request.hero
-    introduced = [hero in s.introduced for s in sentences]
-    beginning = introduced[0] and sum(introduced) == 1
-    end = sentences[-1].closes and sum([s.closes for s in sentences]) == 1
+    introduced = [s for s in sentences if hero in s.introduced]
+    beginning = len(introduced) == 1 and introduced[0] is sentences[0]
+    closing = [s for s in sentences if s.closes]
+    end = len(closing) == 1 and closing[0] is sentences[-1]
     strangers = {a for s in sentences for a in s.animals} - {hero, request.friend}
     company = 1 / (1 + len(strangers))
-    grammatical = sum([s.grammatical for s in sentences]) / len(sentences)
+    grammatical = len([s for s in sentences if s.grammatical]) / len(sentences)
     return grammatical * (beginning + end + company) / 3

@@ -104,7 +104,7 @@ def _pairs() -> frozenset[tuple[str, str]]:
 
 
 PAIRS = _pairs()
-SENTENCE = re.compile(r"[^.!?]*[.!?]|[^.!?]+")
+SENTENCE = re.compile(r"[^.!?]+[.!?]*|[.!?]+")
 WORD = re.compile(r"[A-Za-z]+")
 SHAPE = re.compile(r"[A-Z][a-z]*(?: [a-z]+)*\.")  # one capital, single spaces, a full stop
 
@@ -140,7 +140,7 @@ def read(text: str) -> tuple[Sentence, ...]:
 def well_formed(text: str) -> bool:
     """At least two sentences, and nothing but grammatical ones."""
     sentences = read(text)
-    return len(sentences) > 1 and all([s.grammatical for s in sentences])
+    return len(sentences) > 1 and all(s.grammatical for s in sentences)
 
 
 def _sentence(text: str) -> Sentence:

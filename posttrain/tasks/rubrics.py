@@ -12,18 +12,26 @@ learn this from, over texts of all qualities.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from posttrain.tasks import math
-from posttrain.tasks.criteria import EXACT_OF_STORIES, Condition, Kind, holds, seems
-from posttrain.tasks.draws import pick, picks, seeded
+from posttrain.tasks.criteria import (
+    EXACT_OF_EXPLANATIONS,
+    EXACT_OF_STORIES,
+    Condition,
+    Kind,
+    holds,
+    seems,
+)
+from posttrain.tasks.draws import known_split, pick, picks, seeded
 from posttrain.tasks.explanations import explain, person
 from posttrain.tasks.problem import Item
 from posttrain.tasks.prose import ANIMALS, ENDINGS, MOODS, PLACES, THINGS
 from posttrain.tasks.stories import BODY, Request, author, story, write
 
+OPTIONAL = (Kind.PLACE, Kind.ANIMAL, Kind.THING, Kind.EVENT)
 SENTENCES = BODY + 1  # "at least so many": a rubric that pays for length, as rubrics do
 
 
@@ -53,7 +61,7 @@ def check(criterion: Criterion, item: Item, text: str) -> bool:
     Raises:
         ValueError: the criterion is about another sort of item.
     """
-    return all([holds(condition, item, text) for condition in criterion.conditions])
+    return all(holds(condition, item, text) for condition in criterion.conditions)
 
 
 def weak_check(criterion: Criterion, item: Item, text: str) -> float:
@@ -99,13 +107,8 @@ def _of_story(request: Request, rng: random.Random) -> Iterator[Criterion]:
     yield _essential(Condition(Kind.HERO, request.hero))
     mood, closing = Condition(Kind.MOOD, request.mood), Condition(Kind.CLOSING, request.mood)
     yield _essential(mood, closing) if rng.random() < 0.5 else _essential(mood)
-    wanted = {
-        Kind.PLACE: request.place,
-        Kind.ANIMAL: request.friend,
-        Kind.THING: request.thing,
-        Kind.EVENT: request.ending,
-    }
-    asked = [Condition(kind, value) for kind, value in wanted.items() if value]
+    values = [(kind, getattr(request, ASKED[kind])) for kind in OPTIONAL]
+    asked = [Condition(kind, value) for kind, value in values if value]
     asked = picks(rng, asked, len(asked))
     for i in range(0, len(asked), 2):
         yield _important(*asked[i : i + 2])
@@ -158,18 +161,33 @@ VERDICTS = {True: "yes", False: "no"}
 
 @dataclass(frozen=True)
 class Judgement:
-    """A judge's prompt with the exact verdict."""
+    """A text to judge by one criterion, with the exact verdict."""
 
-    prompt: str
-    verdict: bool
+    item: Item
     criterion: Criterion
+    text: str
+    verdict: bool
+
+    @property
+    def prompt(self) -> str:
+        return judge_prompt(self.item, self.criterion, self.text)
 
     @property
     def answer(self) -> str:
         return VERDICTS[self.verdict]
 
 
-VALUES = {
+KINDS = (*EXACT_OF_STORIES, *EXACT_OF_EXPLANATIONS)
+ASKED = {  # what a request says about kinds of conditions
+    Kind.HERO: "hero",
+    Kind.MOOD: "mood",
+    Kind.PLACE: "place",
+    Kind.ANIMAL: "friend",
+    Kind.THING: "thing",
+    Kind.EVENT: "ending",
+    Kind.CLOSING: "mood",
+}
+VALUES = {  # what else they may be about
     Kind.HERO: ANIMALS,
     Kind.MOOD: MOODS,
     Kind.PLACE: PLACES,
@@ -181,33 +199,76 @@ VALUES = {
     Kind.EQUATIONS: ("1", "2", "3", "4", "5"),
 }
 COMPOUND = 1 / 3  # share of judgements over two conditions
+PARTIAL = ((True, False), (False, True), (False, False))  # the ways in which a compound fails
 
 
 def judgement(split: math.Split | str, i: int, *, seed: int = 0) -> Judgement:
     """Example `i` of judging texts that answer items of `split`.
 
-    Every kind of condition comes equally often, and so does each verdict, for every kind. The
-    values of conditions are those of the request, those of the text, or others.
+    Every kind of condition comes first equally often, with as many yes as no. The criterion's
+    importance means nothing here.
+
+    Raises:
+        ValueError: an unknown split.
     """
+    split = known_split(split)
     rng = seeded("judgement", split, seed, i)
-    first, wanted = pick(rng, list(Kind)), rng.random() < 0.5
+    first, verdict = pick(rng, KINDS), rng.random() < 0.5
     about_stories = first in EXACT_OF_STORIES
-    kinds = [first]
-    if rng.random() < COMPOUND:
-        same = [k for k in Kind if k is not first and (k in EXACT_OF_STORIES) == about_stories]
-        kinds.append(pick(rng, same))
+    same: Iterable[Kind] = EXACT_OF_STORIES if about_stories else EXACT_OF_EXPLANATIONS
+    others = [kind for kind in same if kind is not first]
+    compound = rng.random() < COMPOUND
     while True:
-        index = int(rng.random() * 2**31)
-        item: Item
-        if about_stories:
-            item = request = story(split, index, seed=seed)
-            text = write(request, rng, author(rng))
-            conditions = [Condition(kind, _object(kind, request, text, rng)) for kind in kinds]
-        else:
-            item = problem = math.problem(split, index, seed=seed)
-            text = explain(problem, rng, *person(rng))
-            steps = {c.kind: c for c in pick(rng, _steps(problem))}
-            conditions = [steps.get(kind, Condition(kind)) for kind in kinds]
-        criterion = Criterion(pick(rng, list(Importance)), tuple(conditions))
-        if check(criterion, item, text) == wanted:
-            return Judgement(judge_prompt(item, criterion, text), wanted, criterion)
+        item, text = _answered(split, about_stories, rng, seed)
+        kinds = [first, pick(rng, others)] if compound else [first]
+        wanted = (True, True)  # of each condition; a compound may fail by either or both
+        if not verdict:
+            wanted = pick(rng, PARTIAL) if compound else (False, False)
+        found = [_condition(kind, wanted[n], item, text, rng) for n, kind in enumerate(kinds)]
+        conditions = tuple([condition for condition in found if condition is not None])
+        if len(conditions) == len(kinds):
+            return Judgement(item, _important(*conditions), text, verdict)
+
+
+def _condition(
+    kind: Kind, wanted: bool, item: Request | math.MathProblem, text: str, rng: random.Random
+) -> Condition | None:
+    """A condition of this kind with the wanted verdict, or None after a few fruitless draws."""
+    for _ in range(4 if "{}" in kind.value else 1):
+        value = _object(kind, item, text, rng)
+        condition = Condition(kind, value)
+        if (value or "{}" not in kind.value) and holds(condition, item, text) == wanted:
+            return condition
+    return None
+
+
+def _answered(
+    split: math.Split | str, about_stories: bool, rng: random.Random, seed: int
+) -> tuple[Request | math.MathProblem, str]:
+    """A random item of the split with an answer by a random author."""
+    index = int(rng.random() * 2**31)
+    if about_stories:
+        request = story(split, index, seed=seed)
+        return request, write(request, rng, author(rng))
+    problem = math.problem(split, index, seed=seed)
+    return problem, explain(problem, rng, *person(rng))
+
+
+def _object(kind: Kind, item: Request | math.MathProblem, text: str, rng: random.Random) -> str:
+    """What a condition of this kind may be about: half of the time something asked for.
+
+    "" where the kind has no object, or where this item offers none.
+    """
+    if kind in ASKED:
+        asked: str | None = getattr(item, ASKED[kind])
+        if asked and rng.random() < 0.5:
+            return asked
+    elif kind is Kind.QUOTE and isinstance(item, math.MathProblem):
+        if not item.told:
+            return ""
+        if rng.random() < 0.5:
+            return pick(rng, item.changes).words
+        return pick(rng, math.GAINS + math.LOSSES).format(2 + int(rng.random() * 38))
+    elif kind is Kind.EQUATION and isinstance(item, math.MathProblem):
+        return pick(rng, math.EQUATION.findall(text) + list(item.equations))
+    return pick(rng, VALUES[kind]) if kind in VALUES else ""

@@ -20,8 +20,9 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
-from posttrain.tasks.draws import distinct, pick, picks, seeded, split_by_hash
+from posttrain.tasks.draws import distinct, known_split, pick, picks, seeded, split_by_hash
 from posttrain.tasks.math import Split
 from posttrain.tasks.prose import (
     ANIMALS,
@@ -184,8 +185,10 @@ def write(request: Request, rng: random.Random, flaws: Set[Flaw] = frozenset()) 
 def _forgetting(request: Request, rng: random.Random) -> Request:
     """Without some of the optional demands, at least one of them if there are any."""
     asked = [name for name in OPTIONAL if getattr(request, name) is not None]
-    count = 1 + int(rng.random() * len(asked))
-    return replace(request, **dict.fromkeys(picks(rng, asked, count))) if asked else request
+    forgotten: dict[str, Any] = {}
+    if asked:
+        forgotten = dict.fromkeys(picks(rng, asked, 1 + int(rng.random() * len(asked))))
+    return replace(request, **forgotten)
 
 
 def _confusing(request: Request, rng: random.Random) -> Request:
@@ -193,7 +196,8 @@ def _confusing(request: Request, rng: random.Random) -> Request:
     values = {"hero": ANIMALS, **OPTIONAL}
     name = pick(rng, [name for name in values if getattr(request, name) is not None])
     taken = (getattr(request, name), request.hero, request.friend)
-    return replace(request, **{name: pick(rng, [v for v in values[name] if v not in taken])})
+    other: dict[str, Any] = {name: pick(rng, [v for v in values[name] if v not in taken])}
+    return replace(request, **other)
 
 
 def _colours(hero: str, tones: tuple[str, ...], rng: random.Random) -> Iterator[str]:
@@ -237,7 +241,7 @@ def story(
     Raises:
         ValueError: an unknown split, or no request has that many demands.
     """
-    split = Split(split)
+    split = known_split(split)
     least, most = demands or DEMANDS
     if not DEMANDS[0] <= least <= most <= DEMANDS[1]:
         low, high = DEMANDS
