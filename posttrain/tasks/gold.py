@@ -66,17 +66,18 @@ def quality(request: Request, text: str) -> Quality:
     *body, last = sentences
     before = [0] * len(MOODS)
     for sentence in body:
-        for i, count in enumerate(sentence.moods):
-            before[i] += count
+        if any(sentence.moods):
+            before = list(map(int.__add__, before, sentence.moods))
     own, every = last.moods[mood], sum(last.moods)
-    trigrams = [t for s in sentences for t in s.trigrams]
+    distinct = len(set().union(*[s.trigrams for s in sentences]))
+    trigrams = sum([len(s.trigrams) for s in sentences])
     return Quality(
         coverage=_coverage(request, sentences, before[mood] + own, sum(before) + every),
         coherence=_coherence(request, sentences),
         length=length,
         mood=before[mood] / max(sum(before), 1),
         ending=(2 * own - every) / max(every, 1),
-        repetition=1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0,
+        repetition=1 - distinct / trigrams if trigrams else 0.0,
     )
 
 
@@ -97,15 +98,15 @@ def _coverage(
     animals = [a for s in sentences for a in s.animals]
     heroes = animals.count(request.hero)
     met = [
-        heroes > 0 and all(animals.count(a) <= heroes for a in set(animals)),
+        heroes > 0 and heroes == max(map(animals.count, animals)),
         mood_words >= 2 and 2 * mood_words > all_moods,
     ]
     if request.place:
-        met.append({p for s in sentences for p in s.places} == {request.place})
+        met.append(set().union(*[s.places for s in sentences]) == {request.place})
     if request.friend:
         met.append(request.friend in animals)
     if request.thing:
-        met.append(any(request.thing in s.things for s in sentences))
+        met.append(request.thing in set().union(*[s.things for s in sentences]))
     if request.ending:
         met.append(request.ending in sentences[-1].endings)
     return sum(met) / len(met)
@@ -122,7 +123,7 @@ def _coherence(request: Request, sentences: tuple[Sentence, ...]) -> float:
     beginning = len(introduced) == 1 and introduced[0] is sentences[0]
     closing = [s for s in sentences if s.closes]
     end = len(closing) == 1 and closing[0] is sentences[-1]
-    strangers = {a for s in sentences for a in s.animals} - {hero, request.friend}
+    strangers = set().union(*[s.animals for s in sentences]) - {hero, request.friend}
     company = 1 / (1 + len(strangers))
     grammatical = len([s for s in sentences if s.grammatical]) / len(sentences)
     return grammatical * (beginning + end + company) / 3
