@@ -25,7 +25,9 @@ MAY_IMPORT = {layer: LIBRARY[i:] for i, layer in enumerate(LIBRARY)} | {
     "lesson": [*LIBRARY, "connect"],
 }
 LESSONS = ("inventions", "stacks", "methods")
-NEVER = (*LESSONS, "tools", "tests")  # top-level folders that nothing imports
+NEVER = (*LESSONS, "tools", "tests", "benchmarks")  # top-level folders that nothing imports
+GOLD = "posttrain.tasks.gold"  # the hidden quality: measured with, never trained on
+MAY_SEE_GOLD = ("posttrain.tasks.human", "posttrain.lab")  # and what is below; lessons too
 
 
 def layer_of(module: str) -> str:
@@ -69,7 +71,15 @@ def violations(root: Path) -> list[str]:
                 aim = aim or layer_of(target)
                 if target != "posttrain" and aim not in MAY_IMPORT[layer]:
                     found.append(f"{place} imports {target}; {layer} may not import {aim}")
+                # By any way: `from posttrain.tasks.human import gold` is the same secret.
+                if "gold" in target.split(".") and not sees_gold(module, layer):
+                    found.append(f"{place} imports {target}; only evaluation may see gold")
     return found
+
+
+def sees_gold(module: str, layer: str) -> bool:
+    seeing = any(f"{module}.".startswith(f"{name}.") for name in MAY_SEE_GOLD)
+    return seeing or layer == "lesson" or module == GOLD
 
 
 def test_imports_flow_one_way() -> None:
@@ -102,6 +112,14 @@ def test_the_whole_library_was_looked_at() -> None:
         ("stacks/a.py", "from methods.sft import sft_train", "nothing imports lessons"),
         ("../methods/sft/a.py", "from tools.weave import build", "nothing imports lessons, tools"),
         ("../stacks/x/a.py", "import posttrain.engine.model", "lesson may not import engine"),
+        ("evals.py", "import benchmarks.tasks", "nothing imports lessons, tools or tests"),
+        ("methods/dpo.py", "from posttrain.tasks.gold import gold", "only evaluation may see gold"),
+        ("methods/dpo.py", "from posttrain.tasks import gold", "only evaluation may see gold"),
+        ("methods/dpo.py", "from ..tasks.human import gold", "only evaluation may see gold"),
+        ("tasks/stories.py", "from .gold import quality", "only evaluation may see gold"),
+        ("tasks/rubrics.py", "def f():\n    from . import gold", "only evaluation may see gold"),
+        ("stacks/a.py", "import posttrain.tasks.gold", "only evaluation may see gold"),
+        ("cli.py", "import posttrain.tasks.gold as x", "only evaluation may see gold"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path: Path, file: str, line: str, message: str) -> None:
@@ -126,6 +144,10 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, line: str, mess
         ("cli.py", "from posttrain.connect import connect"),
         ("../methods/sft/a.py", "from posttrain.connect import connect"),
         ("methods/sft.py", "import tinker"),
+        ("tasks/human.py", "from posttrain.tasks.gold import gold"),
+        ("lab/worlds.py", "from posttrain.tasks.gold import gold"),
+        ("../methods/dpo/a.py", "from posttrain.tasks.gold import gold"),
+        ("methods/dpo.py", "from posttrain.tasks.human import prefers"),
     ],
 )
 def test_the_allowed_direction_is_allowed(tmp_path: Path, file: str, line: str) -> None:

@@ -22,7 +22,7 @@ from tools import tables
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "PLAN.md", "CONTRIBUTING.md", "docs/design.md", "docs/tinker.md",
              "docs/engine.md", "docs/vocabulary.md", "docs/log.md"]  # fmt: skip
-ROOMS = ("posttrain", "methods", "models", "tools", "tests", "docs", ".ci")
+ROOMS = ("posttrain", "methods", "models", "tools", "tests", "docs", "benchmarks", ".ci")
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 documents = pytest.mark.parametrize("name", DOCUMENTS)
 
@@ -151,12 +151,12 @@ def test_the_task_in_contributing_works(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "example_sorting.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     task = importlib.import_module("example_sorting")
-    problem, split_of = task.problem, task.split_of
+    problem, split_by_hash = task.problem, task.split_by_hash
     keys: dict[str, set[str]] = {"train": set(), "validation": set(), "test": set()}
     for split, i in itertools.product(keys, range(50)):
         item = problem(split, i, seed=1)
         assert item == problem(split, i, seed=1)
-        assert split_of(item) == split
+        assert split_by_hash(item.key) == split
         keys[split].add(item.key)
         for right in (item.solution, item.bare_answer):
             assert item.grade(right).correct
@@ -165,6 +165,8 @@ def test_the_task_in_contributing_works(tmp_path: Path, monkeypatch: pytest.Monk
     assert sum(map(len, keys.values())) == len(set.union(*keys.values()))
     with pytest.raises(ValueError, match="unknown split"):
         problem("exam", 0)
+    with pytest.raises(ValueError, match="no ood split"):
+        problem("ood", 0)
 
 
 def test_the_example_of_the_primitives_runs(

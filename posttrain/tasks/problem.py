@@ -1,7 +1,8 @@
-"""What a task is made of: problems that can grade an answer.
+"""What a task is made of: items, and problems that can grade an answer.
 
-A task is one file: a seeded generator or a dataset loader that yields `Problem`s. Nothing in
-it knows about tokens, chat formats or models.
+A task is one file: a seeded generator or a dataset loader that yields `Item`s. Those that have
+right and wrong answers are `Problem`s. Nothing in a task knows about tokens, chat formats or
+models.
 """
 
 from __future__ import annotations
@@ -26,8 +27,17 @@ class Demonstration:
     answer: str
 
 
-class Problem(Protocol):
-    """One item of a task."""
+@dataclass(frozen=True)
+class Preference:
+    """A question with two answers, and which of them somebody prefers."""
+
+    question: str
+    chosen: str
+    rejected: str
+
+
+class Item(Protocol):
+    """One item of a task: something to ask, and a good answer."""
 
     @property
     def key(self) -> str:
@@ -39,7 +49,11 @@ class Problem(Protocol):
 
     @property
     def solution(self) -> str:
-        """A correct worked answer, as a demonstration would give it."""
+        """A good answer, as a demonstration would give it; for problems, correct and worked."""
+
+
+class Problem(Item, Protocol):
+    """An item whose answers are right or wrong."""
 
     def grade(self, completion: str) -> Grade:
         """Verify the final answer of `completion`. Never raises: what cannot be read is wrong."""
