@@ -19,7 +19,7 @@ it ended well, or print what it likes. So a grader lets the program compute valu
 them here, outside, as `posttrain/tasks/mbpp.py` does.
 """
 
-from posttrain.sandbox.backends import Unavailable, available, unavailable
+from posttrain.sandbox.backends import UnavailableError, available, unavailable
 from posttrain.sandbox.runner import Failure, Limits, Result, run
 
-__all__ = ["Failure", "Limits", "Result", "Unavailable", "available", "run", "unavailable"]
+__all__ = ["Failure", "Limits", "Result", "UnavailableError", "available", "run", "unavailable"]

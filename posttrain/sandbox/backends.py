@@ -22,7 +22,7 @@ PYTHON = os.path.realpath(sys.executable)
 _lock = threading.Lock()
 
 
-class Unavailable(RuntimeError):
+class UnavailableError(RuntimeError):
     """No safe sandbox can be had on this machine; the text says why."""
 
 
@@ -42,7 +42,7 @@ def python_view() -> View:
     masked.
 
     Raises:
-        Unavailable: `ldd` is not there, or cannot read the interpreter.
+        UnavailableError: `ldd` is not there, or cannot read the interpreter.
     """
     standard = os.path.realpath(os.path.dirname(os.__file__))
     dynamic = os.path.realpath(sysconfig.get_config_var("DESTSHARED") or standard)
@@ -51,11 +51,11 @@ def python_view() -> View:
     extensions = [str(p) for p in Path(dynamic).glob("*.so") if not p.name.startswith("_tkinter")]
     ldd = shutil.which("ldd")
     if ldd is None:
-        raise Unavailable("ldd is not there, so the libraries of Python cannot be found")
+        raise UnavailableError("ldd is not there, so the libraries of Python cannot be found")
     found = subprocess.run([ldd, PYTHON, *extensions], capture_output=True, text=True, check=False)
     shared = set(re.findall(r"^\s+(?:\S+ => )?(/\S+) \(0x", found.stdout, re.MULTILINE))
     if not shared:
-        raise Unavailable(f"ldd finds no libraries of {PYTHON}: {found.stderr.strip()[:200]}")
+        raise UnavailableError(f"ldd finds no libraries of {PYTHON}: {found.stderr.strip()[:200]}")
     # A library inside the standard library's directory would be mounted there twice.
     files = sorted(f for f in shared if not any(f.startswith(folder + "/") for folder in library))
     binds = [(PYTHON, PYTHON)]
@@ -69,11 +69,11 @@ def bubblewrap(view: View, inner: list[str]) -> list[str]:
     """The command that runs `inner` under bubblewrap.
 
     Raises:
-        Unavailable: `bwrap` is not installed.
+        UnavailableError: `bwrap` is not installed.
     """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
-        raise Unavailable("bwrap is not installed")
+        raise UnavailableError("bwrap is not installed")
     command = [bwrap, "--die-with-parent", "--new-session", "--chdir", "/", "--cap-drop", "ALL"]
     command += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     if os.getuid() == 0:  # keeps the right to become nobody, which `inside` does at once
@@ -94,10 +94,10 @@ def namespaces(view: View, inner: list[str]) -> list[str]:
     """The command that runs `inner` in namespaces of our own making.
 
     Raises:
-        Unavailable: this is not Linux.
+        UnavailableError: this is not Linux.
     """
     if sys.platform != "linux":
-        raise Unavailable(f"namespaces are a part of Linux, and this is {sys.platform}")
+        raise UnavailableError(f"namespaces are a part of Linux, and this is {sys.platform}")
     spec = json.dumps({"binds": view.binds, "masks": view.masks, "command": inner})
     return [PYTHON, "-I", "-S", "-B", str(HERE / "namespaces.py"), spec]
 
@@ -148,7 +148,7 @@ def probe(backend: Backend) -> None:
     """Run a program that tries to get out.
 
     Raises:
-        Unavailable: the sandbox could not be built, or something in it was possible.
+        UnavailableError: the sandbox could not be built, or something in it was possible.
     """
     from posttrain.sandbox.runner import Limits, launch
 
@@ -158,10 +158,10 @@ def probe(backend: Backend) -> None:
         code = PROBE.format(canary=canary.name, port=port, pid=os.getpid())
         result = launch(backend, code, Limits())
     if not result.ok:
-        raise Unavailable(f"{result.failure}, {result.detail}")
+        raise UnavailableError(f"{result.failure}, {result.detail}")
     holes = json.loads(result.stdout)
     if holes:
-        raise Unavailable(f"a program in it {', '.join(holes)}")
+        raise UnavailableError(f"a program in it {', '.join(holes)}")
 
 
 def unavailable(name: str) -> str | None:
@@ -176,7 +176,7 @@ def unavailable(name: str) -> str | None:
 def _unavailable(name: str) -> str | None:
     try:
         probe(BACKENDS[name])
-    except Unavailable as error:
+    except UnavailableError as error:
         return str(error)
     return None
 
@@ -185,7 +185,7 @@ def available() -> str:
     """The name of the backend that `run` uses: the first that isolates.
 
     Raises:
-        Unavailable: none does; the text says why for each.
+        UnavailableError: none does; the text says why for each.
     """
     reasons = {}
     for name in BACKENDS:
@@ -194,4 +194,4 @@ def available() -> str:
             return name
         reasons[name] = reason
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    raise Unavailable(f"no safe sandbox on this machine, so nothing is run ({listed})")
+    raise UnavailableError(f"no safe sandbox on this machine, so nothing is run ({listed})")

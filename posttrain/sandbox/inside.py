@@ -4,10 +4,10 @@ It never runs in this process. Its text is handed to a bare interpreter (`python
 already sits in its namespaces, with the limits as one JSON argument. It uses only the standard
 library, because nothing else is there.
 
-When the sandbox is closed it says `READY` on standard error; what comes before is no doing of the
-program. Exit codes: `FINISHED` the code ran to its end, `RAISED` an exception, `MEMORY` it ran out of
-memory, `BROKEN` the sandbox could not be closed, so that nothing was run. Any other: the program
-ended itself.
+When the sandbox is closed it says `READY` on standard error; what comes before is not the
+program's doing. Exit codes: `FINISHED` the code ran to its end, `RAISED` an exception, `MEMORY` it
+ran out of memory, `BROKEN` the sandbox could not be closed, so that nothing was run. Any other: the
+program ended itself.
 """
 
 import ctypes
@@ -102,7 +102,7 @@ def filter_program(machine: str) -> bytes:
     if machine not in ARCHITECTURES:
         raise OSError(f"no system call table for {machine}; known: {', '.join(ARCHITECTURES)}")
     column, audit = ARCHITECTURES[machine]
-    numbers = [entry[column] for entry in DENIED.values() if entry[column] is not None]
+    numbers = [n for n in (entry[column] for entry in DENIED.values()) if n is not None]
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06  # BPF_LD|ABS, JEQ, JGE, RET
     kill, deny, allow = 0x80000000, 0x00050000 | errno.EPERM, 0x7FFF0000
     lines = [(load, 0, 0, 4), (equal, 1, 0, audit), (give, 0, 0, kill)]
@@ -153,7 +153,7 @@ def main() -> None:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(BROKEN)
     os.write(2, READY)
-    sys.stdin.close()
+    os.close(0)
     sys.stdin = io.StringIO()
     sys.argv = [""]
     namespace = {"__name__": "__main__", "__builtins__": __builtins__}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -12,7 +13,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from posttrain.sandbox import inside
-from posttrain.sandbox.backends import BACKENDS, Backend, Unavailable, available, command
+from posttrain.sandbox.backends import (
+    BACKENDS,
+    Backend,
+    UnavailableError,
+    available,
+    command,
+    unavailable,
+)
 
 CHUNK = 1 << 16
 
@@ -60,8 +68,14 @@ def run(code: str, *, limits: Limits | None = None, backend: str | None = None) 
         backend: `bubblewrap` or `namespaces`; by default the first that works here.
 
     Raises:
-        Unavailable: no backend isolates on this machine, or the sandbox could not be built.
+        ValueError: an unknown backend.
+        UnavailableError: no backend isolates on this machine, or the sandbox could not be built.
     """
+    reason = unavailable(backend) if backend else None
+    if reason is not None:
+        raise UnavailableError(
+            f"{backend} does not isolate on this machine, nothing is run: {reason}"
+        )
     return launch(BACKENDS[backend or available()], code, limits or Limits())
 
 
@@ -69,18 +83,16 @@ def launch(backend: Backend, code: str, limits: Limits) -> Result:
     """Run without asking whether the backend isolates: for `run` and the probe.
 
     Raises:
-        Unavailable: the sandbox could not be built.
+        UnavailableError: the sandbox could not be built.
     """
     arguments = command(backend, {"memory": limits.memory, "cpu": limits.cpu})
-    process = subprocess.Popen(
-        arguments,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={},
-        cwd="/",
-        start_new_session=True,
-    )
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(
+            arguments, stdin=pipe, stdout=pipe, stderr=pipe, env={}, cwd="/", start_new_session=True
+        )
+    except OSError as error:
+        raise UnavailableError(f"the sandbox could not be started: {error}") from error
     writer = threading.Thread(target=_feed, args=(process, code), daemon=True)
     writer.start()
     try:
@@ -92,7 +104,7 @@ def launch(backend: Backend, code: str, limits: Limits) -> Result:
     said = stderr.removeprefix(inside.READY).decode(errors="replace").strip().splitlines()
     detail = said[-1][:300] if said else ""
     if not started and stopped is None:
-        raise Unavailable(f"the sandbox could not be built: {detail or 'no reason given'}")
+        raise UnavailableError(f"the sandbox could not be built: {detail or 'no reason given'}")
     if process.returncode == inside.FINISHED and stopped is None:
         return Result(True, stdout.decode(errors="replace"), None, "")
     failure = stopped or _failure(process.returncode)
@@ -138,11 +150,9 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits) -> tuple[bytes, byt
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill the launcher, and with it everything inside; wait until it is gone."""
-    try:
-        # All of its session: bubblewrap's inner processes have one of their own, and die with it.
+    with contextlib.suppress(ProcessLookupError):
+        # The processes inside have a session of their own, and die with their launcher.
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
     for pipe in (process.stdout, process.stderr):
         assert pipe is not None
