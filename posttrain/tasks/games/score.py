@@ -47,9 +47,9 @@ def score(matches: Sequence[Match], player: int = 0) -> dict[str, float]:
     result: dict[str, float] = {"games": games}
     result |= {name: found[name] for name in ("turns", "decisions")}
     shares = {"legal": "turns", "unreadable": "turns", "optimal": "decisions"}
-    for seat in ("seat0", "seat1"):
-        result[f"{seat}_games"] = found[f"{seat}_games"]
-        shares |= {f"{seat}_{what}": f"{seat}_games" for what in ("win", "draw", "loss", "return")}
+    for side in ("seat0", "seat1"):
+        result[f"{side}_games"] = found[f"{side}_games"]
+        shares |= {f"{side}_{what}": f"{side}_games" for what in ("win", "draw", "loss", "return")}
     return result | {name: found[name] / found[of] for name, of in shares.items() if found[of]}
 
 
