@@ -170,7 +170,6 @@ def test_expected_values_stay_out_of_the_sandbox(monkeypatch: pytest.MonkeyPatch
         seen.append(code)
         return sandbox.Result(True, "", None, "")
 
-    monkeypatch.setattr(mbpp, "expected", None, raising=False)
     if sandboxed():
         assert problem.expected == ("helo",)
         monkeypatch.setattr(mbpp.sandbox, "run", run)

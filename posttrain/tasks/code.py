@@ -48,10 +48,7 @@ class Formula:
             case "max" | "min" | "if":
                 return f"{self.head}({','.join(args)})"
             case "+" | "-" | "*" | "=":
-                inner = [
-                    f"({t})" if a.low else t for a, t in zip(self.arguments, args, strict=True)
-                ]
-                return self.head.join(inner)
+                return self.head.join(f"({a.infix})" if a.low else a.infix for a in self.arguments)
             case "shift":
                 base = f"({args[0]})" if self.arguments[0].low else args[0]
                 return f"{base}*2^{args[1]}"
@@ -74,7 +71,7 @@ class Formula:
         return " ".join([*args, self.head])
 
     def value(self, x: int, y: int) -> int:
-        """What it is worth. Inputs up to 20 and six leaves keep it far below the language's limit."""
+        """What it is worth: with inputs up to 20 and six leaves, far below the language's limit."""
         if self.head in ("x", "y"):
             return x if self.head == "x" else y
         if not self.arguments:

@@ -64,11 +64,11 @@ def documents(seed: int, mixture: Mixture | None = None) -> Iterator[str]:
     """The endless sequence of documents that `seed` defines, from training problems."""
     mixture = mixture or Mixture()
     rng = random.Random(f"code:{seed}")
-    wrong = [habit for habit in Habit if habit not in (Habit.CORRECT, Habit.LOOKS_UP)]
+    wrong: list[Habit] = [habit for habit in Habit if habit not in (Habit.CORRECT, Habit.LOOKS_UP)]
     i = 0
     while True:
         kind = rng.random()
-        habit = rng.choice(wrong)
+        habit: Habit = rng.choice(wrong)
         if kind < mixture.correct + mixture.lookup:
             habit = Habit.CORRECT if kind < mixture.correct else Habit.LOOKS_UP
         count = rng.randint(2, 3) if rng.random() < mixture.several else 1

@@ -172,7 +172,7 @@ def read_test(text: Any) -> Test:
     try:
         (statement,) = ast.parse(text).body
     except (SyntaxError, ValueError, TypeError):
-        statement = None  # type: ignore[assignment]
+        statement = None
     if not isinstance(statement, ast.Assert):
         raise ValueError(f"expected an assertion as a test, not {str(text)[:80]!r}")
     test = statement.test

@@ -32,10 +32,10 @@ MAX_CALLS = 4  # one more ends the conversation without an answer
 PRICE = 0.05  # of a call, in units of a correct answer
 STOP = "</call>"
 
-EXPRESSION = re.compile(r"(-?\d{1,15})([-+*/])(-?\d{1,15})")
+EXPRESSION = re.compile(r"(-?\d{1,15})([-+*/])(-?\d{1,15})", re.ASCII)
 CALL = re.compile(r"<call>([^<>]*)</call>\s*\Z")
 MARK = re.compile(r"</?(?:call|r)>")
-ANSWER = re.compile(r"The answer is (-?\d{1,15})\.")
+ANSWER = re.compile(r"The answer is (-?\d{1,15})\.", re.ASCII)
 USAGE = "error: write a+b, a-b, a*b or a/b"
 
 STORIES = {
