@@ -1,0 +1,149 @@
+"""Kuhn poker: three cards, one each, one bet. The smallest game of bluff.
+
+    Kuhn poker. Your card: K. So far: pass bet. Your move?        Move: bet.
+
+Each player antes one chip. A bet is one more chip; `bet` after a bet calls it and `pass` folds.
+Kuhn (1950, "A simplified two-person poker") gives all equilibria: one number alpha in [0, 1/3] for
+the first player, one strategy for the second. The game is worth -1/18 chips to the first.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Mapping
+
+import pyspiel
+
+from posttrain.tasks.math import Split
+
+CARDS = "JQK"
+MOVES = ("pass", "bet")  # by open_spiel's number
+LARGEST_ALPHA = 1 / 3
+VALUE = -1 / 18  # chips that equilibrium play brings the first player
+TEXT = re.compile(r"Kuhn poker\. Your card: ([JQK])\. So far: (none|[a-z ]+)\. Your move\?")
+HISTORIES = {"none": "", "pass": "p", "bet": "b", "pass bet": "pb"}  # in open_spiel's letters
+WORDS = {letters: words for words, letters in HISTORIES.items()}
+
+
+@functools.cache
+def _game() -> pyspiel.Game:
+    return pyspiel.load_game("kuhn_poker")
+
+
+def _read(text: str) -> tuple[str, str]:
+    """(card, history so far in open_spiel's letters)."""
+    found = TEXT.fullmatch(text)
+    if found is None or found[2] not in HISTORIES:
+        raise ValueError(f"not a position of Kuhn poker: {text[:80]!r}")
+    return found[1], HISTORIES[found[2]]
+
+
+def _tell(information: str) -> str:
+    """The text of an information state of open_spiel, such as `2pb`."""
+    card, history = CARDS[int(information[0])], WORDS[information[1:]]
+    return f"Kuhn poker. Your card: {card}. So far: {history}. Your move?"
+
+
+TEXTS = tuple(_tell(f"{card}{history}") for history in WORDS for card in range(3))
+
+
+def equilibrium(alpha: float = LARGEST_ALPHA) -> dict[str, float]:
+    """The probability of a bet in each of the 12 texts, in the equilibrium that `alpha` names.
+
+    Raises:
+        ValueError: alpha is not in [0, 1/3].
+    """
+    if not 0 <= alpha <= LARGEST_ALPHA:
+        raise ValueError(f"alpha is in [0, 1/3], not {alpha}")
+    bets = {
+        "": (alpha, 0.0, 3 * alpha),  # with J, Q, K
+        "pb": (0.0, alpha + 1 / 3, 1.0),
+        "p": (1 / 3, 0.0, 1.0),
+        "b": (0.0, 1 / 3, 1.0),
+    }
+    return {
+        text: bets[history][CARDS.index(card)] for text in TEXTS for card, history in [_read(text)]
+    }
+
+
+def exploitability(bets: Mapping[str, float]) -> float:
+    """Chips per game that best responses to a strategy win on average over both seats.
+
+    Half of NashConv, as open_spiel computes it: 0 in equilibrium, 11/24 for random play.
+
+    Args:
+        bets: the probability of a bet for each of the 12 `TEXTS`.
+
+    Raises:
+        ValueError: a text is missing, or a probability is none.
+    """
+    # Imported here: it takes a third of a second, and only this needs it.
+    from open_spiel.python import policy
+    from open_spiel.python.algorithms import exploitability as algorithm
+
+    missing = [text for text in TEXTS if text not in bets]
+    if missing:
+        raise ValueError(f"{len(missing)} of 12 texts are missing, such as {missing[0]!r}")
+    wrong = {text: p for text, p in bets.items() if not 0 <= p <= 1}
+    if wrong:
+        raise ValueError(f"a probability is in [0, 1]: {wrong}")
+    table = policy.TabularPolicy(_game())
+    for information, row in table.state_lookup.items():
+        p = bets[_tell(information)]
+        table.action_probability_array[row] = (1 - p, p)
+    return float(algorithm.exploitability(_game(), table))
+
+
+class KuhnPoker:
+    """No difficulty, and no held-out positions: there are 12, and `exploitability` measures all.
+
+    A setup is the first player's card, the second's, and the moves so far, as numbers from 0.
+    """
+
+    rules = (
+        "Three cards: J, Q, K; the higher wins. One chip each is in the pot. You may pass or bet"
+        " one more chip; after a bet, bet calls and pass folds."
+    )
+    levels: Mapping[str, tuple[int, int]] = {Split.TRAIN: (1, 1)}
+
+    def draw(self, rng: random.Random, level: int, ood: bool) -> tuple[int, ...]:
+        deal = rng.sample(range(3), 2)
+        return (*deal, *rng.choice([(), (0,), (1,), (0, 1)]))
+
+    def state(self, setup: tuple[int, ...]) -> pyspiel.State:
+        state = _game().new_initial_state()
+        for action in setup:
+            if state.is_terminal() or action not in state.legal_actions():
+                raise ValueError(f"Kuhn poker has no position after {setup}")
+            state.apply_action(action)
+        if state.is_terminal() or state.is_chance_node():
+            raise ValueError(f"in Kuhn poker nobody is to move after {setup}")
+        return state
+
+    def family(self, setup: tuple[int, ...]) -> str:
+        return "kuhn-poker"
+
+    def text(self, state: pyspiel.State) -> str:
+        return _tell(state.information_state_string(state.current_player()))
+
+    def legal(self, text: str) -> tuple[str, ...]:
+        _read(text)
+        return MOVES
+
+    def best(self, text: str) -> Mapping[str, float]:
+        """The equilibrium with alpha = 1/6: its moves are those of any equilibrium at all."""
+        bet = _middle()[text]
+        return {move: p for move, p in zip(MOVES, (1 - bet, bet), strict=True) if p > 0}
+
+    def work(self, text: str) -> str:
+        return ""
+
+    def action(self, state: pyspiel.State, move: str) -> int:
+        return MOVES.index(move)
+
+
+@functools.cache
+def _middle() -> dict[str, float]:
+    return equilibrium(LARGEST_ALPHA / 2)
