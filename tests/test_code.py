@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from posttrain.tasks import code, code_corpus, stack
 from posttrain.tasks.code import Formula
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split
 
 splits = st.sampled_from(list(Split))
 indices = st.integers(0, 10**9)

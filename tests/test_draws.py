@@ -32,5 +32,5 @@ def test_splits_agree_with_those_of_the_math_task() -> None:
 def test_an_exhausted_pool_is_an_error() -> None:
     problems = math.problems("train", 3)
     assert draws.distinct(itertools.cycle(problems), 3) == problems
-    with pytest.raises(ValueError, match="asked for 4 different items, found only 3; ask for less"):
+    with pytest.raises(ValueError, match="there are only 3 different items here, not 4"):
         draws.distinct(itertools.cycle(problems), 4)

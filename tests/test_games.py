@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.tasks import games
+from posttrain.tasks.draws import Split
 from posttrain.tasks.games import GAMES, Position, announce, kuhn, nim, play, position, score
 from posttrain.tasks.games.position import game_of
-from posttrain.tasks.math import Split
 
 SOLVED = ("nim", "tic-tac-toe")
 indices = st.integers(0, 10**9)
@@ -210,7 +210,7 @@ def test_bad_requests_list_what_is_known(arguments: tuple[str, str, int], messag
 def test_bad_positions_and_texts_are_refused() -> None:
     with pytest.raises(ValueError, match="nim has levels 2 to 4 in train, not 5 to 6"):
         position("nim", "train", 0, level=(5, 6))
-    with pytest.raises(ValueError, match="there are only 14 different problems here, not 100"):
+    with pytest.raises(ValueError, match="there are only 14 different items here, not 100"):
         games.positions("kuhn-poker", "train", 100)
     with pytest.raises(ValueError, match="1 to 5 heaps of 1 to 99 objects"):
         Position("nim", (0, 3)).state()

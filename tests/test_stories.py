@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from posttrain.tasks import prose, stories
-from posttrain.tasks.draws import seeded
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split, seeded
 from posttrain.tasks.stories import Flaw, Request
 
 PINNED = [
@@ -113,7 +112,7 @@ def test_the_smallest_pool_is_found_whole_and_not_beyond() -> None:
     pairs = [Request(hero, mood) for hero in prose.ANIMALS for mood in prose.MOODS]
     train = {r.key for r in pairs if stories.split_of(r) is Split.TRAIN}
     assert {r.key for r in stories.stories("train", len(train), demands=(2, 2))} == train
-    with pytest.raises(ValueError, match=f"found only {len(train)}"):
+    with pytest.raises(ValueError, match=f"only {len(train)} different"):
         stories.stories("train", len(train) + 1, demands=(2, 2))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.tasks import tools, tools_corpus
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split
 from posttrain.tasks.tools import Author, Conversation, Turn, advance, calculate, converse
 
 splits = st.sampled_from(list(Split))

@@ -10,14 +10,14 @@ those in the question: a reward made of it can be hacked, by a program that look
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split, distinct, seeded, split_by_hash
 from posttrain.tasks.problem import Grade
-from posttrain.tasks.splits import distinct, source, split_of
 from posttrain.tasks.stack import BINARY, run
 
 OPERATORS = (1, 3)  # in the formula, in train, validation and test
@@ -170,13 +170,13 @@ def problem(
     least, most = operators or (low, high)
     if not low <= least <= most <= high:
         raise ValueError(f"{split} problems have {low} to {high} operators, not {least} to {most}")
-    rng = source("code", split, seed, i, least, most)
+    rng = seeded("code", split, seed, i, least, most)
     while True:
         formula = _draw(rng, rng.randint(least, most))
         values = [formula.value(x, y) for x, y in PROBES]
         if len(set(values)) < 3:
             continue  # nearly constant
-        if split is Split.OOD or split_of(f"code:{values}") is split:
+        if split is Split.OOD or split_by_hash(f"code:{values}") is split:
             return CodeProblem(formula, *_cases(rng))
 
 
@@ -188,7 +188,9 @@ def problems(
     Raises:
         ValueError: as in `problem`, or there are not so many.
     """
-    return distinct(lambda i: problem(split, i, seed=seed, operators=operators), n)
+    return distinct(
+        (problem(split, i, seed=seed, operators=operators) for i in itertools.count()), n
+    )
 
 
 def _cases(rng: random.Random) -> tuple[tuple[Case, ...], tuple[Case, ...]]:

@@ -14,7 +14,7 @@ from enum import Enum
 
 from posttrain.tasks.blocks import SEPARATOR, block
 from posttrain.tasks.code import CodeProblem, Formula, problem
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split
 
 
 class Habit(Enum):

@@ -9,14 +9,21 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import TypeVar
 
-from posttrain.tasks.math import Split
 from posttrain.tasks.problem import Item
 
 T = TypeVar("T")
 AnyItem = TypeVar("AnyItem", bound=Item)
-PATIENCE = 2000  # draws without anything new after which a pool counts as exhausted
+PATIENCE = 2000  # draws without anything new after which a small pool counts as exhausted
+
+
+class Split(StrEnum):
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+    OOD = "ood"
 
 
 def seeded(*parts: object) -> random.Random:
@@ -49,7 +56,11 @@ def known_split(split: Split | str) -> Split:
 
 
 def split_by_hash(key: str) -> Split:
-    """80 % train, 10 % validation, 10 % test, as in the math task."""
+    """80 % train, 10 % validation, 10 % test.
+
+    `key` names what must not be in two splits: items that tell each other's answer, such as a
+    board and its mirror image, share one.
+    """
     bucket = hashlib.sha256(key.encode()).digest()[0]
     if bucket < 205:
         return Split.TRAIN
@@ -69,8 +80,6 @@ def distinct(items: Iterable[AnyItem], n: int) -> list[AnyItem]:
             break
         misses = misses + 1 if item.key in found else 0
         found.setdefault(item.key, item)
-        if misses > PATIENCE:
-            raise ValueError(
-                f"asked for {n} different items, found only {len(found)}; ask for less"
-            )
+        if misses > PATIENCE + 20 * len(found):
+            raise ValueError(f"there are only {len(found)} different items here, not {n}")
     return list(found.values())

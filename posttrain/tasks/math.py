@@ -13,14 +13,14 @@ misconceptions: `Misconception` lists them, and `solve` writes what such a solve
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import Enum
 from functools import cached_property
 
+from posttrain.tasks.draws import Split, seeded, split_by_hash
 from posttrain.tasks.problem import Grade
 
 LARGEST = 99  # no amount in a problem exceeds this
@@ -42,13 +42,6 @@ class Misconception(Enum):
     SMALLER_FROM_LARGER = "subtracts the smaller digit from the larger in every column"
     ADDS_PACKS = "adds the number of packs to their size instead of multiplying"
     FORGETS_START = "takes 'as at the start' for the present amount"
-
-
-class Split(StrEnum):
-    TRAIN = "train"
-    VALIDATION = "validation"
-    TEST = "test"
-    OOD = "ood"
 
 
 class Kind(Enum):
@@ -173,10 +166,7 @@ def split_of(problem: MathProblem) -> Split:
     """
     if len(problem.changes) >= OOD_STEPS[0]:
         return Split.OOD
-    bucket = hashlib.sha256(problem.key.encode()).digest()[0]
-    if bucket < 205:
-        return Split.TRAIN
-    return Split.VALIDATION if bucket < 231 else Split.TEST
+    return split_by_hash(problem.key)
 
 
 def problem(
@@ -196,8 +186,7 @@ def problem(
     low, high = OOD_STEPS if split is Split.OOD else TRAIN_STEPS
     if not low <= least <= most <= high:
         raise ValueError(f"{split} problems have {low} to {high} steps, not {least} to {most}")
-    digest = hashlib.sha256(f"{split}:{seed}:{i}:{least}:{most}".encode()).digest()
-    rng = random.Random(int.from_bytes(digest[:8], "big"))
+    rng = seeded(split, seed, i, least, most)
     while True:
         candidate = _draw(rng, rng.randint(least, most))
         if split_of(candidate) is split:

@@ -22,8 +22,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from posttrain.tasks.draws import distinct, known_split, pick, picks, seeded, split_by_hash
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split, distinct, known_split, pick, picks, seeded, split_by_hash
 from posttrain.tasks.prose import (
     ANIMALS,
     CLOSINGS,

@@ -13,6 +13,7 @@ call has a price, because on small numbers a calculator only costs.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -21,9 +22,8 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Protocol
 
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split, distinct, seeded, split_by_hash
 from posttrain.tasks.problem import Grade
-from posttrain.tasks.splits import distinct, source, split_of
 
 DIGITS = (1, 4)  # of the numbers in train, validation and test
 OOD_DIGITS = (5, 6)
@@ -241,10 +241,10 @@ def problem(
     least, most = digits or (low, high)
     if not low <= least <= most <= high:
         raise ValueError(f"{split} problems have {low} to {high} digits, not {least} to {most}")
-    rng = source("tools", split, seed, i, least, most)
+    rng = seeded("tools", split, seed, i, least, most)
     while True:
         candidate = _draw(rng, rng.randint(least, most))
-        if split is Split.OOD or split_of(candidate.family) is split:
+        if split is Split.OOD or split_by_hash(candidate.family) is split:
             return candidate
 
 
@@ -256,7 +256,7 @@ def problems(
     Raises:
         ValueError: as in `problem`, or there are not so many.
     """
-    return distinct(lambda i: problem(split, i, seed=seed, digits=digits), n)
+    return distinct((problem(split, i, seed=seed, digits=digits) for i in itertools.count()), n)
 
 
 def _draw(rng: random.Random, digits: int) -> ToolProblem:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from posttrain.tasks.blocks import SEPARATOR, block
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split
 from posttrain.tasks.tools import Conversation, ToolProblem, advance, problem
 
 

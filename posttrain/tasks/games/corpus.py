@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from posttrain.tasks.blocks import SEPARATOR, block
+from posttrain.tasks.draws import Split
 from posttrain.tasks.games.game import announce
 from posttrain.tasks.games.play import play
 from posttrain.tasks.games.players import Expert
 from posttrain.tasks.games.position import GAMES, Position, position
-from posttrain.tasks.math import Split
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import pyspiel
 
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split
 
 CARDS = "JQK"
 MOVES = ("pass", "bet")  # by open_spiel's number

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import pyspiel
 
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split
 
 LARGEST = 7  # objects in a heap
 OOD_LARGEST = 15  # one heap at least has more than `LARGEST`

@@ -10,18 +10,18 @@ well pass through one of the test split: what is held out are problems of one mo
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyspiel
 
+from posttrain.tasks.draws import Split, distinct, seeded, split_by_hash
 from posttrain.tasks.games.game import Game, announce, read_move
 from posttrain.tasks.games.kuhn import KuhnPoker
 from posttrain.tasks.games.nim import Nim
 from posttrain.tasks.games.tictactoe import TicTacToe
-from posttrain.tasks.math import Split
 from posttrain.tasks.problem import Grade
-from posttrain.tasks.splits import distinct, source, split_of
 
 GAMES: dict[str, Game] = {"nim": Nim(), "tic-tac-toe": TicTacToe(), "kuhn-poker": KuhnPoker()}
 
@@ -120,7 +120,7 @@ def _decisive(name: str, setup: tuple[int, ...]) -> bool:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _split(name: str, setup: tuple[int, ...]) -> Split:
-    return split_of(GAMES[name].family(setup))
+    return split_by_hash(GAMES[name].family(setup))
 
 
 def position(
@@ -150,7 +150,7 @@ def position(
     least, most = level or (low, high)
     if not low <= least <= most <= high:
         raise ValueError(f"{name} has levels {low} to {high} in {split}, not {least} to {most}")
-    rng = source(name, split, seed, i, least, most, decisive)
+    rng = seeded(name, split, seed, i, least, most, decisive)
     ood = split is Split.OOD
     while True:
         setup = game.draw(rng, rng.randint(least, most), ood)
@@ -177,6 +177,8 @@ def positions(
     Raises:
         ValueError: as in `position`, or there are not so many.
     """
-    return distinct(
-        lambda i: position(name, split, i, seed=seed, level=level, decisive=decisive), n
+    sequence = (
+        position(name, split, i, seed=seed, level=level, decisive=decisive)
+        for i in itertools.count()
     )
+    return distinct(sequence, n)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import pyspiel
 
-from posttrain.tasks.math import Split
+from posttrain.tasks.draws import Split
 
 LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
 TURN = (6, 3, 0, 7, 4, 1, 8, 5, 2)  # a quarter turn: cell i of the result is TURN[i] before
