@@ -17,3 +17,9 @@ class BusyError(UserError):
     """More requests are waiting than the engine holds. The SDK waits and sends again."""
 
     status = 429
+
+
+class GoneError(UserError):
+    """What was there once is there no longer. It ends the SDK's heartbeats."""
+
+    status = 410

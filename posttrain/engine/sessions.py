@@ -14,7 +14,7 @@ from pathlib import Path
 
 from posttrain.engine import limits
 from posttrain.engine.durable import read_json, write_atomically
-from posttrain.engine.errors import BusyError, UserError
+from posttrain.engine.errors import BusyError, GoneError, UserError
 from posttrain.engine.paths import SESSION
 
 FORGET = 6 * 3600.0  # seconds without a heartbeat after which a session is ended
@@ -81,9 +81,10 @@ class Sessions:
         return self.live[session_id]
 
     def heartbeat(self, session_id: str) -> None:
-        """A session that has ended gets none: its trainers are gone."""
-        if session_id in self.live:
-            self.live[session_id].seen = time.monotonic()
+        """Raises GoneError for a session that has ended, whose client need not go on."""
+        if session_id not in self.live:
+            raise GoneError(f"session {session_id!r} has ended, or the engine was restarted")
+        self.live[session_id].seen = time.monotonic()
 
     def finish(self, session_id: str, reason: str | None, detail: str | None) -> None:
         """Forget what only this session's clients can reach. Unknown ones are ended already."""
