@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,6 +30,9 @@ from posttrain.engine.durable import read_json, sync, write_atomically
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import LoraConfig
 from posttrain.engine.paths import KINDS, RUN, check_name, parse
+
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -95,17 +98,21 @@ class Store:
 
     def run(self, run: str) -> RunRecord:
         """Raises UserError where there is no such run."""
-        raw = read_json(self.directory(run) / "run.json") if RUN.fullmatch(run) else None
-        if raw is None:
+        record = self.read_run(run) if RUN.fullmatch(run) else None
+        if record is None:
             raise UserError(f"there is no training run {run!r}")
-        return RunRecord(**{**raw, "lora": LoraConfig(**raw["lora"])})
+        return record
+
+    def read_run(self, run: str) -> RunRecord | None:
+        raw = read_json(self.directory(run) / "run.json") or {}
+        return restore(RunRecord, raw)
 
     def runs(self) -> list[RunRecord]:
         """All runs, newest first."""
         names = (path.parent.name for path in (self.root / "runs").glob("*/run.json"))
         runs = [name.replace("_", ":") for name in names]
-        found = [self.run(run) for run in runs if RUN.fullmatch(run)]
-        return sorted(found, key=lambda record: -record.created)
+        found = [self.read_run(run) for run in runs if RUN.fullmatch(run)]
+        return sorted(filter(None, found), key=lambda record: -record.created)
 
     def save(
         self,
@@ -197,8 +204,7 @@ class Store:
 
     def find(self, run: str, segment: str, name: str) -> Checkpoint | None:
         """The checkpoint of that name, expired or not, or None."""
-        raw = read_json(self.description(run, segment, name))
-        return None if raw is None else Checkpoint(**{**raw, "lora": LoraConfig(**raw["lora"])})
+        return restore(Checkpoint, read_json(self.description(run, segment, name)) or {})
 
     def get(self, path: str) -> Checkpoint:
         """Raises UserError where there is no such checkpoint, or no longer."""
@@ -260,6 +266,14 @@ class Store:
 
     def description(self, run: str, segment: str, name: str) -> Path:
         return self.directory(run) / segment / f"{name}.json"
+
+
+def restore(kind: type[Record], raw: dict[str, Any]) -> Record | None:
+    """A record from its JSON; None where something else stands there."""
+    try:
+        return kind(**{**raw, "lora": LoraConfig(**raw["lora"])})
+    except (KeyError, TypeError):
+        return None
 
 
 def expiry(ttl_seconds: int | None) -> float | None:

@@ -120,7 +120,10 @@ class CustomLoss:
         if len(given) < len(self.inputs):
             missing = [one.name for one in self.inputs[1:] if one.name not in inputs]
             raise UserError(f"custom loss {self.name!r} needs the input {missing[0]!r}")
-        for one, value in zip(self.inputs, given, strict=True):
+        for place, one in enumerate(self.inputs):
+            if not one.rank and given[place].numel() == 1:
+                given[place] = given[place].reshape(())  # on the wire a scalar has no shape
+            value = given[place]
             if value.ndim != one.rank:
                 raise UserError(
                     f"custom loss {self.name!r}: {one.name} has {value.ndim} dimensions, "

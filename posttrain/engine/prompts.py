@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posttrain.engine.errors import UserError
 from posttrain.engine.model import Decoder
 
 LOGITS = 2**24  # numbers in float32 that are held at once
@@ -87,8 +88,15 @@ def draw_alternatives(
 
 
 def pieces(decoder: Decoder, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first row, log-probabilities float32 `(rows, V)`) of parts that fit in memory."""
+    """(first row, log-probabilities float32 `(rows, V)`) of parts that fit in memory.
+
+    Raises:
+        UserError: they are not finite.
+    """
     size = max(1, LOGITS // decoder.config.vocab_size)
     for start in range(0, len(hidden), size):
         part = hidden[start : start + size]
-        yield start, decoder.logits(part).float().log_softmax(-1)
+        logprobs = decoder.logits(part).float().log_softmax(-1)
+        if bool(logprobs.isnan().any()):
+            raise UserError("the model's output is not finite; its training has diverged")
+        yield start, logprobs

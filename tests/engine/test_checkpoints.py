@@ -134,8 +134,9 @@ def test_a_copy_shares_bytes_and_outlives_its_source(store: Store) -> None:
 def test_what_does_not_belong_into_the_store_is_passed_over(store: Store) -> None:
     """One damaged file must not hide all others."""
     saved = store.save(RECORD, WEIGHTS, "one", TENSORS)
-    (store.root / "runs" / "notes").mkdir()
-    (store.root / "runs" / "notes" / "run.json").write_text("{}")
+    for name in ("notes", "abc_train_7"):
+        (store.root / "runs" / name).mkdir()
+        (store.root / "runs" / name / "run.json").write_text("{}")
     damaged = store.description(RECORD.run, WEIGHTS, "two")
     damaged.write_text("{")
     assert store.runs() == [RECORD]
