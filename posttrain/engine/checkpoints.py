@@ -31,7 +31,6 @@ from posttrain.engine.errors import UserError
 from posttrain.engine.lora import LoraConfig
 from posttrain.engine.paths import KINDS, RUN, check_name, parse
 
-
 Record = TypeVar("Record")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -269,8 +270,6 @@ def test_an_adapter_must_train_something(http: httpx.Client, service: tinker.Ser
 
 
 def test_results_that_nobody_fetches_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
     monkeypatch.setattr(limits, "KEPT_BYTES", 1000)
 
     async def fill() -> tuple[int, int, list[bool]]:
@@ -317,7 +316,8 @@ def test_an_open_engine_asks_for_its_key(tiny_model_dir: Path, tmp_path: Path) -
         policy: Any = service.create_lora_training_client("posttrain/tiny", rank=1).result()
         assert service.holder.get_client_config().proto_compress_fwdbwd
         tokens = tinker.ModelInput.from_ints([1, 2])
-        datum = tinker.Datum(model_input=tokens, loss_fn_inputs={"target_tokens": [2, 3]})
+        inputs: Any = {"target_tokens": [2, 3]}
+        datum = tinker.Datum(model_input=tokens, loss_fn_inputs=inputs)
         assert policy.forward([datum], "cross_entropy").result().metrics["loss:sum"] > 0
     finally:
         process.kill()

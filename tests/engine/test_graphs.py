@@ -103,7 +103,10 @@ def test_the_server_computes_what_the_client_would(
 
 
 def test_a_loss_is_only_for_its_session(service: tinker.ServiceClient, engine_url: str) -> None:
-    handle = service.create_custom_loss(lambda logprobs: (logprobs.sum(), {}), {"logprobs": 1})
+    def plain(logprobs: Any) -> Any:
+        return logprobs.sum(), {}
+
+    handle = service.create_custom_loss(plain, {"logprobs": 1})
     loss_id = handle.result().loss_id
     assert loss_id is not None
     other = tinker.ServiceClient(base_url=engine_url, api_key="tml-test")

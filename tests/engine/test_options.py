@@ -1,8 +1,9 @@
-"""Every option of training and sampling through the SDK, against `transformers` and the formulas."""
+"""Options of training and sampling through the SDK, against `transformers` and the formulas."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_losses(
 
 def test_dro_needs_beta(service: tinker.ServiceClient) -> None:
     one = datum(**POLICY, logprobs=[0.0] * 4)
-    with pytest.raises(tinker.RequestFailedError, match="needs a finite number .*'beta'"):
+    with pytest.raises(tinker.RequestFailedError, match=r"needs a finite number .*'beta'"):
         train(service).forward_backward([one], "dro").result()
 
 
@@ -191,7 +192,9 @@ def test_adapters_are_as_asked_for(service: tinker.ServiceClient, engine_url: st
 # Sampling --------------------------------------------------------------------------------------
 
 
-def draw(sampler: tinker.SamplingClient, n: int = 1, **params: Any) -> list[types.SampledSequence]:
+def draw(
+    sampler: tinker.SamplingClient, n: int = 1, **params: Any
+) -> Sequence[types.SampledSequence]:
     params = {"max_tokens": 6, "stop": [], **params}
     return sampler.sample(PROMPT, n, types.SamplingParams(**params)).result().sequences
 
@@ -340,9 +343,9 @@ def test_clients_of_several_kinds_at_once(service: tinker.ServiceClient) -> None
         for future in futures:
             future.result()
     samplers = [p.save_weights_and_get_sampling_client() for p in policies]
-    found = [s.result().compute_logprobs(PROMPT) for s in samplers]
-    for policy, future in zip(policies, found, strict=True):
+    asked = [s.result().compute_logprobs(PROMPT) for s in samplers]
+    for policy, answer in zip(policies, asked, strict=True):
         output = policy.forward([datum()], "cross_entropy").result().loss_fn_outputs[0]
         np.testing.assert_allclose(
-            np.array(future.result()[1:], float), output["logprobs"].to_numpy(), atol=1e-4
+            np.array(answer.result()[1:], float), output["logprobs"].to_numpy(), atol=1e-4
         )

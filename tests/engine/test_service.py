@@ -37,9 +37,8 @@ def prompt(*tokens: int) -> types.ModelInput:
 
 def image() -> types.Datum:
     picture = types.ImageChunk(data=b"x", format="png", expected_tokens=1)
-    return types.Datum(
-        model_input=types.ModelInput(chunks=[picture]), loss_fn_inputs={"target_tokens": [1]}
-    )
+    inputs: Any = {"target_tokens": [1]}
+    return types.Datum(model_input=types.ModelInput(chunks=[picture]), loss_fn_inputs=inputs)
 
 
 DATA = [datum([1, 2, 3, 4, 5]), datum([9, 8, 7])]
@@ -297,7 +296,7 @@ MISTAKES: list[tuple[Act, str]] = [
             .result()
             .sample(prompt(1), 1, types.SamplingParams())
         ),
-        "record_stability_info .* is not supported",
+        r"record_stability_info .* is not supported",
     ),
     (lambda s, p: p.forward_backward([image()], "cross_entropy"), "datum 0: an image is not supp"),
     (lambda s, p: p.forward_backward(DATA, "stable_reinforce"), "unknown loss 'stable_reinforce'"),
