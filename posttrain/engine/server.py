@@ -84,6 +84,7 @@ def application(engine: Engine, hosts: tuple[str, ...] | None, api_key: str | No
             Exception: crash,
         },
     )
+    app.router.redirect_slashes = False  # a path is right or it is not
     return Guard(handle, hosts, keys)
 
 

@@ -134,12 +134,10 @@ def set_ttl(world: World, call: Call) -> None:
     """What has expired is neither listed nor loaded."""
     policy = world.policy()
     path = policy.save_state("x").result().path
-    call(world.rest, path, 1)
-    (found,) = world.rest.list_checkpoints(policy.model_id).result().checkpoints
-    assert found.expires_at is not None
-    call(world.rest, path, None)
-    (found,) = world.rest.list_checkpoints(policy.model_id).result().checkpoints
-    assert found.expires_at is None
+    for ttl in (3600, None):
+        call(world.rest, path, ttl)
+        (found,) = world.rest.list_checkpoints(policy.model_id).result().checkpoints
+        assert (found.expires_at is None) == (ttl is None)
     call(world.rest, path, 1)
     time.sleep(1.1)
     assert world.rest.list_checkpoints(policy.model_id).result().checkpoints == []
