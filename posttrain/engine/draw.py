@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posttrain.engine.errors import UserError
+
 
 class Asks(Protocol):
     """What a sampling request says about the distribution."""
@@ -61,9 +63,14 @@ def draw(logits: Tensor, uniforms: np.ndarray, policy: Policy) -> tuple[np.ndarr
     Returns:
         Tokens int64 `(B,)`, and their log-probabilities float32 `(B,)` at temperature 1 without
         top-k and top-p.
+
+    Raises:
+        UserError: the logits are not finite.
     """
     logits = logits.to(precise(logits.device))
     normal = logits.logsumexp(-1, keepdim=True)
+    if not bool(normal.isfinite().all()):
+        raise UserError("the model's output is not finite; its training has diverged")
     if policy.temperature is None:
         probabilities = (logits - normal).exp()
     else:

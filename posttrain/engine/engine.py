@@ -7,50 +7,39 @@ to the worker as a job, and its result to a promise.
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import secrets
-import tempfile
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from posttrain.engine.checkpoints import SAMPLER, WEIGHTS, RunRecord, Store
+from posttrain.engine import limits, usage
+from posttrain.engine.answers import PROTOBUF, as_json, failure
+from posttrain.engine.checkpoints import RunRecord, Store
+from posttrain.engine.customloss import custom_forward_backward
 from posttrain.engine.devices import choose
-from posttrain.engine.errors import UserError
-from posttrain.engine.models import Merged, Models, Weights
+from posttrain.engine.errors import BusyError, UserError
+from posttrain.engine.graphs import CustomLoss
+from posttrain.engine.models import Models
+from posttrain.engine.paths import EXTERNAL, SAMPLER, WEIGHTS, check_name, run_name, session_of
+from posttrain.engine.peft import peft_files
 from posttrain.engine.promises import Answer, Promise, Promises
 from posttrain.engine.requests import (
     need,
     optional,
     read_adam,
     read_lora,
-    read_sample,
+    read_metadata,
     refuse_other_optimizers,
 )
-from posttrain.engine.sampler import Generation, Result
+from posttrain.engine.samplers import Samplers
+from posttrain.engine.sessions import Session, Sessions
+from posttrain.engine.traces import Span, Traces
 from posttrain.engine.trainer import Trainer
-from posttrain.engine.wire import read_data, read_settings, write_output, write_result
-from posttrain.engine.worker import Waiting, Worker
-
-logger = logging.getLogger(__name__)
-
-PROTOBUF = "application/x-protobuf"
-FORGET = 6 * 3600.0  # seconds without a heartbeat after which a session is ended
-
-
-@dataclass
-class Session:
-    user_metadata: dict[str, str] | None = None
-    display_name: str | None = None
-    runs: list[str] = field(default_factory=list)
-    samplers: list[str] = field(default_factory=list)
-    seen: float = field(default_factory=time.monotonic)  # its last sign of life
+from posttrain.engine.usage import Usage
+from posttrain.engine.wire import read_data, read_settings, write_output
+from posttrain.engine.worker import Worker
 
 
 @dataclass
@@ -64,69 +53,91 @@ class Client:
 
 class Engine:
     def __init__(self, models: Mapping[str, Path], state: Path, device: str = "cpu") -> None:
-        self.device = choose(device)
-        self.models = Models(models, self.device)
+        self.models = Models(models, choose(device))
         self.store = Store(state)
+        self.usage = Usage(state)
+        self.traces = Traces()
         self.promises = Promises()
-        self.sessions: dict[str, Session] = {}
+        self.sessions = Sessions(state, self.forget)
         self.clients: dict[str, Client] = {}
-        self.samplers: dict[str, Weights] = {}
-        self.merged = Merged()
-        # Nameless samplers live as long as the engine. (Killed, it leaves the directory to the
-        # system's own cleaning of temporary files.)
-        self.scratch = tempfile.TemporaryDirectory(prefix="posttrain-")
+        self.losses: dict[str, CustomLoss] = {}
+        self.waiting_bytes = 0  # of training data whose turn has not come
         self.worker = Worker()
         self.worker.start()
+        self.samplers = Samplers(
+            self.models, self.store, self.promises, self.worker, self.usage, self.note
+        )
+
+    def forget(self, session: Session) -> None:
+        """Drop what only an ended session's clients could reach.
+
+        Its samplers stay: other processes may hold them, and they cost no memory.
+        """
+        session_id = session.record.session_id
+        for run in session.runs:
+            self.clients.pop(run, None)
+        for loss_id in [key for key in list(self.losses) if key.startswith(f"{session_id}:")]:
+            del self.losses[loss_id]
+
+    def tidy(self) -> None:
+        """What has to be done once a minute, in a thread of its own."""
+        self.store.remove_expired()
+        self.usage.flush()
+
+    def note(self, session_id: str, name: str, client: str, start: float) -> None:
+        self.traces.add(session_id, Span(name, client, start, time.time()))
 
     # Promises -----------------------------------------------------------------------------
 
     def promise(
-        self, work: Callable[[], Answer], client: str = "", seq_id: int | None = None
+        self,
+        name: str,
+        client: str,
+        work: Callable[[], Answer],
+        *,
+        seq_id: int | None = None,
+        size: int = 0,
     ) -> Promise:
-        """Let the worker do `work`, unless this request was made before."""
+        """Let the worker do `work`, unless this request was made before.
+
+        Args:
+            client: the training client (or session) whose requests `seq_id` numbers.
+            size: bytes that the request holds until its turn.
+
+        Raises:
+            BusyError: too much is waiting.
+        """
+        seq_id = seq_id or None  # 0 is protobuf's way to say that there is none
         old = self.promises.repeated(client, seq_id)
         if old is not None:
             return old
+        if len(self.worker.jobs) >= limits.JOBS:
+            raise BusyError(f"{limits.JOBS} requests are waiting; the engine is busy")
+        if self.waiting_bytes and self.waiting_bytes + size > limits.WAITING_BYTES:
+            raise BusyError(f"{self.waiting_bytes} bytes of training data are waiting")
+        self.waiting_bytes += size
         promise, loop = self.promises.new(client, seq_id), asyncio.get_running_loop()
+        start = time.time()
+
+        def settle(answer: Answer) -> None:
+            self.waiting_bytes -= size
+            self.promises.settle(promise, answer)
+            self.note(session_of(client), name, client, start)
 
         def job() -> None:
             try:
                 answer = work()
             except Exception as error:
                 answer = failure(error)
-            loop.call_soon_threadsafe(promise.settle, answer)
+            loop.call_soon_threadsafe(settle, answer)
 
         self.worker.submit(job)
         return promise
 
-    def session(self, body: dict[str, Any]) -> Session:
-        session_id = need(body, "session_id", str)
-        if session_id not in self.sessions:
-            raise UserError(f"there is no session {session_id!r}; was the engine restarted?")
-        return self.sessions[session_id]
-
-    def create_session(self, body: dict[str, Any]) -> str:
-        now = time.monotonic()
-        for old in [key for key, session in self.sessions.items() if now > session.seen + FORGET]:
-            self.finish_session(old)
-        session_id = str(uuid.uuid4())
-        metadata = optional(body, "user_metadata", dict, None)
-        self.sessions[session_id] = Session(metadata, optional(body, "display_name", str, None))
-        return session_id
-
-    def heartbeat(self, session_id: str) -> None:
-        """A session that has ended gets none: its trainers are gone."""
-        if session_id in self.sessions:
-            self.sessions[session_id].seen = time.monotonic()
-
-    def finish_session(self, session_id: str) -> None:
-        """Forget what only this session's clients can reach. Unknown sessions are ended already.
-
-        Its samplers stay: other processes may hold them, and they cost no memory.
-        """
-        session = self.sessions.pop(session_id, None)
-        for run in session.runs if session else []:
-            self.clients.pop(run, None)
+    def training(self, name: str, body: dict[str, Any], work: Callable[[], Answer]) -> Promise:
+        """A promise of a request of one training client."""
+        seq_id = optional(body, "seq_id", int, None)
+        return self.promise(name, need(body, "model_id", str), work, seq_id=seq_id)
 
     # Training -----------------------------------------------------------------------------
 
@@ -147,13 +158,18 @@ class Engine:
 
     def register(self, body: dict[str, Any], kind: str, work: Callable[[Client], None]) -> Promise:
         """A new training client, which `work` completes; the id is fixed by the protocol."""
-        session = self.session(body)
-        model_id = f"{body['session_id']}:train:{need(body, 'model_seq_id', int)}"
+        session = self.sessions.get(need(body, "session_id", str))
+        model_id = run_name(session.record.session_id, need(body, "model_seq_id", int))
 
         def job() -> Answer:
+            if model_id in self.clients:
+                raise UserError(f"training client {model_id} exists; use another model_seq_id")
+            if len(self.clients) >= limits.CLIENTS:
+                raise UserError(f"{limits.CLIENTS} training clients are open; close some sessions")
             client = self.clients[model_id] = self.new_client(model_id, body)
             try:
                 work(client)
+                self.sessions.get(session.record.session_id)  # it may have ended meanwhile
             except BaseException:
                 del self.clients[model_id]
                 raise
@@ -161,17 +177,17 @@ class Engine:
             session.runs.append(model_id)
             return as_json(model_id=model_id, type=kind)
 
-        return self.promise(job, f"create {model_id}", 1)
+        return self.promise(kind, f"{model_id}:create", job, seq_id=1)
 
     def new_client(self, model_id: str, body: dict[str, Any]) -> Client:
         """The client a creation request describes, by itself or through a checkpoint."""
-        metadata = optional(body, "user_metadata", dict, None)
+        metadata = read_metadata(body)
         refuse_other_optimizers(body.get("optimizer_config"))
         if "path" in body:
             checkpoint = self.store.get(need(body, "path", str))
             name, lora = checkpoint.base_model, checkpoint.lora
             if body.get("base_model") is not None:
-                name = self.models.find(body["base_model"]).name
+                name = self.models.find(need(body, "base_model", str)).name
         else:
             name = self.models.find(need(body, "base_model", str)).name
             lora = read_lora(body, secrets.randbits(62))
@@ -193,7 +209,7 @@ class Engine:
             checkpoint = self.store.get(path)
             if checkpoint.segment != WEIGHTS:
                 raise UserError(
-                    f"{path} can only be sampled from; save_state writes what training can load"
+                    f"{path} is not for training; save_state writes what training can load"
                 )
             if client.trainer is None:
                 model = self.models.find(client.record.base_model)
@@ -211,134 +227,117 @@ class Engine:
             load(self.client(body))
             return as_json(path=path, type="load_weights")
 
-        return self.promise(work, body["model_id"], optional(body, "seq_id", int, None))
+        return self.training("load_weights", body, work)
 
-    def forward_backward(self, message: Any) -> Promise:
-        """`message` is the parsed protobuf request."""
+    def forward_backward(self, message: Any, size: int) -> Promise:
+        """`message` is the parsed protobuf request, which was `size` bytes long."""
+        run, backward = message.model_id, not message.forward_only
 
         def work() -> Answer:
-            trainer = self.trainer({"model_id": message.model_id})
-            output = trainer.forward_backward(
-                read_data(message),
-                message.loss_fn,
-                read_settings(message),
-                backward=not message.forward_only,
-            )
+            trainer = self.trainer({"model_id": run})
+            data, settings = read_data(message), read_settings(message)
+            if message.loss_fn == "custom":
+                loss = self.custom_loss(run, settings)
+                output = custom_forward_backward(trainer, loss, data, backward=backward)
+            else:
+                output = trainer.forward_backward(
+                    data, message.loss_fn, settings, backward=backward
+                )
+            tokens = sum(len(datum.tokens) for datum in data)
+            self.count(run, usage.TRAINING, tokens)
             return Answer(write_output(output), PROTOBUF)
 
-        return self.promise(work, message.model_id, message.seq_id)
+        name = "forward_backward" if backward else "forward"
+        return self.promise(name, run, work, seq_id=message.seq_id, size=size)
+
+    def count(self, run: str, kind: str, count: int) -> None:
+        model = self.clients[run].record.base_model
+        self.usage.add(time.time(), kind, session_of(run), model, run, count)
+
+    def create_custom_loss(self, body: dict[str, Any]) -> Promise:
+        """Rebuild a traced loss; the promise holds the id under which its session can use it."""
+        session_id = self.sessions.get(need(body, "session_id", str)).record.session_id
+        number = need(body, "custom_loss_seq_id", int)
+
+        def work() -> Answer:
+            mine = [key for key in list(self.losses) if key.startswith(f"{session_id}:")]
+            if len(mine) >= limits.LOSSES:
+                raise UserError(f"the session has {limits.LOSSES} custom losses already")
+            loss = CustomLoss(
+                need(body, "name", str)[:80],
+                need(body, "inputs", list),
+                need(need(body, "graph", dict), "nodes", list),
+            )
+            loss_id = f"{session_id}:loss:{number}"
+            self.losses[loss_id] = loss
+            return as_json(loss_id=loss_id, type="create_custom_loss")
+
+        client = f"{session_id}:loss:{number}"
+        return self.promise("create_custom_loss", client, work, seq_id=1)
+
+    def custom_loss(self, run: str, settings: Mapping[str, float | str]) -> CustomLoss:
+        """The loss that a request names. A session only has its own."""
+        loss_id = settings.get("loss_id")
+        loss = self.losses.get(loss_id) if isinstance(loss_id, str) else None
+        if loss is None or not str(loss_id).startswith(f"{session_of(run)}:"):
+            raise UserError(f"this session has no custom loss {loss_id!r}")
+        return loss
 
     def optim_step(self, body: dict[str, Any]) -> Promise:
         def work() -> Answer:
             return as_json(metrics=self.trainer(body).optim_step(read_adam(body)))
 
-        return self.promise(work, need(body, "model_id", str), optional(body, "seq_id", int, None))
+        return self.training("optim_step", body, work)
 
-    def save_weights(self, body: dict[str, Any], segment: str) -> Promise:
-        """A durable checkpoint: for training (with the optimizer's state) or for sampling."""
+    # Saving -------------------------------------------------------------------------------
+
+    def save(self, body: dict[str, Any], segment: str) -> Promise:
+        """A durable checkpoint: for training, for sampling, or to be taken elsewhere."""
+        kind = {WEIGHTS: "save_weights", EXTERNAL: "save_weights_external"}.get(
+            segment, "save_weights_for_sampler"
+        )
 
         def work() -> Answer:
-            trainer = self.trainer(body)
-            tensors = {"adapter": trainer.adapter.state()}
+            record, adapter = self.client(body).record, self.trainer(body).adapter
+            check_name(need(body, "path", str))
+            texts: dict[str, str] = {}
+            if segment == EXTERNAL:
+                if body.get("age_encryption_recipients"):
+                    raise UserError("encryption (age_encryption_recipients) is not supported")
+                directory = self.models.find(record.base_model).directory
+                exported, text = peft_files(adapter, str(directory))
+                tensors, texts = {"adapter_model": exported}, {"adapter_config.json": text}
+            else:
+                tensors = {"adapter": adapter.state()}
             if segment == WEIGHTS:
-                tensors["optimizer"] = trainer.optimizer_state()
+                tensors["optimizer"] = self.trainer(body).optimizer_state()
             checkpoint = self.store.save(
-                self.client(body).record,
+                record,
                 segment,
-                need(body, "path", str),
+                body["path"],
                 tensors,
+                texts=texts,
                 overwrite=optional(body, "overwrite", bool, False),
                 ttl_seconds=optional(body, "ttl_seconds", int, None),
-                user_metadata=optional(body, "user_metadata", dict, None),
+                user_metadata=read_metadata(body),
             )
-            kind = "save_weights" if segment == WEIGHTS else "save_weights_for_sampler"
-            return as_json(path=checkpoint.path, type=kind)
+            self.count(record.run, usage.CHECKPOINT, 1)
+            return as_json(path=checkpoint.path, size_bytes=checkpoint.size_bytes, type=kind)
 
-        return self.promise(work, need(body, "model_id", str), optional(body, "seq_id", int, None))
-
-    # Sampling -----------------------------------------------------------------------------
-
-    def add_sampler(self, session: Session, weights: Weights) -> str:
-        """Sampler ids are global: a session may hand its samplers to other processes."""
-        sampler_id = str(uuid.uuid4())
-        self.samplers[sampler_id] = weights
-        session.samplers.append(sampler_id)
-        return sampler_id
+        return self.training(kind, body, work)
 
     def save_weights_for_sampler(self, body: dict[str, Any]) -> Promise:
         """Named: a checkpoint. Nameless: a sampler of the present weights, not durable."""
         if body.get("path") is not None:
-            return self.save_weights(body, SAMPLER)
+            return self.save(body, SAMPLER)
 
         def work() -> Answer:
-            record, key = self.client(body).record, uuid.uuid4().hex
-            file = Path(self.scratch.name) / f"{key}.safetensors"
-            save_file(self.trainer(body).adapter.state(), file)
-            weights = Weights(key, self.models.find(record.base_model), file, record.lora)
-            session = self.session({"session_id": record.run.split(":")[0]})
-            sampler_id = self.add_sampler(session, weights)
+            record = self.client(body).record
+            session = self.sessions.get(session_of(record.run))
+            model = self.models.find(record.base_model)
+            state = self.trainer(body).adapter.state()
+            weights = self.samplers.write_nameless(state, model, record.lora)
+            sampler_id = self.samplers.add_nameless(session, weights, record.run)
             return as_json(sampling_session_id=sampler_id, type="save_weights_for_sampler")
 
-        return self.promise(work, need(body, "model_id", str), optional(body, "seq_id", int, None))
-
-    def create_sampling_session(self, body: dict[str, Any]) -> str:
-        """Of a base model or a checkpoint. Raises UserError where there is none such."""
-        session = self.session(body)
-        path = optional(body, "model_path", str, None)
-        if path is None:
-            model = self.models.find(need(body, "base_model", str))
-            return self.add_sampler(session, Weights(f"base {model.name}", model))
-        checkpoint = self.store.get(path)
-        if checkpoint.segment != SAMPLER:
-            raise UserError(f"{path} is for training; save_weights_for_sampler writes samplers")
-        model = self.models.find(checkpoint.base_model)
-        file = self.store.file(checkpoint, "adapter")
-        weights = Weights(checkpoint.data, model, file, checkpoint.lora, path)
-        return self.add_sampler(session, weights)
-
-    def sampler(self, sampler_id: str) -> Weights:
-        if sampler_id not in self.samplers:
-            raise UserError(f"there is no sampler {sampler_id!r}; was the engine restarted?")
-        return self.samplers[sampler_id]
-
-    def sample(self, body: dict[str, Any]) -> tuple[Promise, int]:
-        """The promise of a SampleResponse, and the number of its sequences."""
-        sampler_id = need(body, "sampling_session_id", str)
-        count, seq_id = optional(body, "num_samples", int, 1), optional(body, "seq_id", int, None)
-        old = self.promises.repeated(sampler_id, seq_id)
-        if old is not None:
-            return old, count
-        promise = self.promises.new(sampler_id, seq_id)
-        loop = asyncio.get_running_loop()
-        try:
-            weights = self.sampler(sampler_id)
-            request = read_sample(body, weights.model)
-        except UserError as error:
-            promise.settle(failure(error))
-            return promise, count
-
-        def start() -> Generation:
-            return Generation(self.merged.get(weights), weights.model.tokenizer)
-
-        def done(result: Result | Exception) -> None:
-            if isinstance(result, Result):
-                answer = Answer(write_result(result), PROTOBUF)
-            else:
-                answer = failure(result)
-            loop.call_soon_threadsafe(promise.settle, answer)
-
-        self.worker.sample(Waiting(weights.key, weights.model.config, start, request, done))
-        return promise, count
-
-
-def as_json(**content: Any) -> Answer:
-    return Answer(json.dumps(content).encode())
-
-
-def failure(error: Exception) -> Answer:
-    """A failed promise: the user's mistake, or (logged with its trace) the engine's."""
-    if isinstance(error, UserError):
-        return as_json(error=str(error), category="user")
-    logger.error("a request failed", exc_info=error)
-    text = f"the engine failed: {type(error).__name__}: {error}"
-    return as_json(error=text, category="server")
+        return self.training("save_weights_for_sampler", body, work)

@@ -21,6 +21,7 @@ from posttrain.engine.errors import UserError
 from posttrain.engine.hub import TEXTS, id_of
 from posttrain.engine.lora import Adapter
 from posttrain.engine.model import Decoder
+from posttrain.engine.peft import peft_files
 from posttrain.engine.shards import INDEX, SINGLE, ignored, opened, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,26 +95,9 @@ def export_adapter(checkpoint: Checkpoint, adapter: Adapter, out: Path, base: st
     Raises:
         UserError: `out` exists and is not an empty directory.
     """
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": checkpoint.lora.rank,
-        "lora_alpha": round(adapter.scale * checkpoint.lora.rank),
-        "target_modules": sorted({path.rpartition(".")[2] for path in adapter.factors}),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "modules_to_save": None,
-        "inference_mode": True,
-    }
-    state = {
-        f"base_model.model.{path}.lora_{letter}.weight": factor.contiguous()
-        for path, pair in adapter.factors.items()
-        for letter, factor in zip("AB", pair, strict=True)
-    }
+    state, config = peft_files(adapter, base)
     with whole(out) as partial:
-        write_json(partial / "adapter_config.json", config)
+        (partial / "adapter_config.json").write_text(config)
         save_file(state, partial / "adapter_model.safetensors", metadata=origin(checkpoint))
 
 

@@ -10,6 +10,8 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
+from posttrain.engine import limits
+
 HOLD = 25.0  # seconds a poll waits; the client gives up after 45
 FETCHED = 120.0  # seconds a fetched result is kept: its delivery may have failed
 UNFETCHED = 24 * 3600.0  # seconds a finished result waits for a client that sleeps
@@ -52,11 +54,12 @@ class Promises:
     def __init__(self) -> None:
         self.by_id: dict[str, Promise] = {}
         self.by_sequence: dict[tuple[str, int], str] = {}
+        self.kept = 0  # bytes of results
         self.swept = time.monotonic()
 
     def repeated(self, client: str, seq_id: int | None) -> Promise | None:
         """The promise that was already given for this request, if it is a retry."""
-        if not seq_id:
+        if seq_id is None:
             return None
         return self.by_id.get(self.by_sequence.get((client, seq_id), ""))
 
@@ -64,9 +67,27 @@ class Promises:
         self.sweep()
         promise = Promise()
         self.by_id[promise.request_id] = promise
-        if seq_id:
+        if seq_id is not None:
             self.by_sequence[client, seq_id] = promise.request_id
         return promise
+
+    def settle(self, promise: Promise, answer: Answer) -> None:
+        """Answer a promise, and make room for its result where there is none left."""
+        if promise.answer.done():
+            return
+        promise.settle(answer)
+        self.kept += len(answer.body)
+        if self.kept > limits.KEPT_BYTES or len(self.by_id) > limits.KEPT:
+            # The oldest first, down to half. What is still being computed stays.
+            for request_id, old in list(self.by_id.items()):
+                if old.answer.done() and old is not promise:
+                    self.forget(request_id)
+                if self.kept <= limits.KEPT_BYTES // 2 and len(self.by_id) <= limits.KEPT // 2:
+                    break
+
+    def forget(self, request_id: str) -> None:
+        promise = self.by_id.pop(request_id)
+        self.kept -= len(promise.answer.result().body)
 
     async def retrieve(self, request_id: str, hold: float = HOLD) -> Answer | None:
         """The answer, or None if it is still not there after `hold` seconds.
@@ -86,5 +107,5 @@ class Promises:
             return
         self.swept = time.monotonic()
         for request_id in [key for key, promise in self.by_id.items() if promise.stale]:
-            del self.by_id[request_id]
+            self.forget(request_id)
         self.by_sequence = {k: v for k, v in self.by_sequence.items() if v in self.by_id}

@@ -25,6 +25,7 @@ from posttrain.engine.config import DecoderConfig
 from posttrain.engine.draw import Policy, draw
 from posttrain.engine.errors import UserError
 from posttrain.engine.model import Cache, Decoder
+from posttrain.engine.prompts import Alternatives, Targets, draw_alternatives, target_scores
 from posttrain.engine.stops import Stops
 from posttrain.engine.trainer import CELLS, target_logprobs
 
@@ -49,6 +50,8 @@ class Request:
     topk_prompt: int = 0  # and the k most probable tokens at each position of the prompt
     topk_sample: int = 0  # and of each sample
     last_n: int | None = None  # of the prompt only the last n positions; None: all
+    targets: Targets | None = None  # other tokens to score at positions of the prompt
+    alternatives: int = 0  # tokens to draw at each position of the prompt after the first
 
     def check(self, config: DecoderConfig) -> None:
         """Raises UserError where this model cannot carry the request out."""
@@ -118,6 +121,8 @@ class Result:
     unfinished: int
     prompt_logprobs: np.ndarray | None = None
     prompt_tops: list[Top] = field(default_factory=list)
+    target_scores: np.ndarray | None = None  # one for each cell of the request's targets
+    alternatives: Alternatives | None = None
 
 
 @dataclass
@@ -193,6 +198,13 @@ class Generation:
     def score(self, hidden: Tensor, request: Request, result: Result) -> None:
         """What the request asks about its prompt, each position given those before it."""
         length, first = len(request.prompt), request.first
+        if request.targets is not None:
+            result.target_scores = target_scores(self.decoder, hidden, request.targets)
+        if request.alternatives:
+            seed = secrets.randbits(64) if request.seed is None else request.seed
+            result.alternatives = draw_alternatives(
+                self.decoder, hidden[: length - 1], request.alternatives, request.temperature, seed
+            )
         if request.prompt_logprobs:
             result.prompt_logprobs = np.full(length, np.nan, np.float32)
         if first >= length:

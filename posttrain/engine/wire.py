@@ -9,8 +9,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tinker.proto import tinker_public_pb2 as pb
 
+from posttrain.engine import limits
 from posttrain.engine.datum import Datum
-from posttrain.engine.errors import UserError
+from posttrain.engine.errors import TooLargeError, UserError
+from posttrain.engine.prompts import Targets
 from posttrain.engine.sampler import Result, Top
 from posttrain.engine.trainer import Output
 
@@ -19,8 +21,9 @@ NUMPY: dict[int, np.dtype[Any]] = {
     pb.DTYPE_INT64: np.dtype("<i8"),
     pb.DTYPE_INT32: np.dtype("<i4"),
 }
+WHAT = {"image": "an image", "dmel": "audio (dmel)", None: "an empty chunk"}
 EMPTY = -99999.0  # marks a cell of the most probable tokens that holds nothing
-DENSE_CELLS = 2**28  # a sparse tensor may claim any shape: refuse to unfold more than this
+INTEGERS = np.dtype("<i8")
 
 
 def read_forward_backward(body: bytes) -> Any:
@@ -45,13 +48,18 @@ def read_settings(message: Any) -> dict[str, float | str]:
 
 def read_data(message: Any) -> list[Datum]:
     """The data of a request. Raises UserError naming the index of one that cannot be read."""
-    data = []
+    if len(message.data) > limits.DATA:
+        raise TooLargeError(f"{len(message.data)} data in one request; the limit is {limits.DATA}")
+    data, cells = [], 0
     for index, datum in enumerate(message.data):
         try:
             tokens = read_chunks(datum.model_input)
             inputs = {name: read_tensor(value) for name, value in datum.loss_fn_inputs.items()}
         except UserError as error:
             raise UserError(f"datum {index}: {error}") from None
+        cells += sum(value.size for value in inputs.values())
+        if cells > limits.CELLS:
+            raise TooLargeError(f"the tensors of one request hold more than {limits.CELLS} numbers")
         data.append(Datum(tokens, inputs))
     return data
 
@@ -62,7 +70,10 @@ def read_chunks(chunks: Any) -> np.ndarray:
     for chunk in chunks:
         kind = chunk.WhichOneof("chunk")
         if kind != "encoded_text":
-            raise UserError(f"model input of kind {kind!r} is not supported, only encoded_text")
+            what = WHAT.get(kind, f"a chunk of kind {kind!r}")
+            raise UserError(f"{what} is not supported by this engine, only encoded_text")
+        if len(chunk.encoded_text.tokens) % 4:
+            raise UserError("the bytes of encoded_text are not int32 tokens")
         parts.append(np.frombuffer(chunk.encoded_text.tokens, np.dtype("<i4")))
     return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
@@ -73,8 +84,10 @@ def read_tensor(message: Any) -> np.ndarray:
     if kind is None:
         raise UserError(f"a tensor of data type {message.dtype} is not supported")
     shape = tuple(message.shape)
-    if any(size < 0 for size in shape) or math.prod(shape) > DENSE_CELLS:
-        raise UserError(f"a tensor of shape {shape} is not supported")
+    if any(size < 0 for size in shape) or len(shape) > 2 or math.prod(shape) > limits.CELLS:
+        raise UserError(f"a tensor of shape {shape[:4]} is not supported")
+    if len(shape) == 2 and shape[1] > limits.TARGETS:
+        raise UserError(f"{shape[1]} targets at one position; the limit is {limits.TARGETS}")
     try:
         if message.WhichOneof("encoding") == "sparse_csr":
             return read_csr(message.sparse_csr, kind, shape)
@@ -87,17 +100,29 @@ def read_tensor(message: Any) -> np.ndarray:
 def read_csr(message: Any, kind: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     """Unfold compressed sparse rows; absent cells are zero."""
     values = np.frombuffer(message.values, kind)
-    starts = np.frombuffer(message.crow_indices, np.dtype("<i8"))
-    columns = np.frombuffer(message.col_indices, np.dtype("<i8"))
-    rows, width = shape
-    counts = np.diff(starts)
-    if len(starts) != rows + 1 or (counts < 0).any() or counts.sum() != len(values):
-        raise ValueError("row starts are inconsistent")
-    if len(columns) != len(values) or (len(columns) and columns.min() < 0):
-        raise ValueError("column indices are inconsistent")
-    dense = np.zeros((rows, width), kind)
-    dense[np.repeat(np.arange(rows), counts), columns] = values
+    starts = np.frombuffer(message.crow_indices, INTEGERS)
+    columns = np.frombuffer(message.col_indices, INTEGERS)
+    row_of = check_csr(starts, columns, len(values), shape)
+    dense = np.zeros(shape, kind)
+    dense[row_of, columns] = values
     return dense
+
+
+def check_csr(
+    starts: np.ndarray, columns: np.ndarray, values: int, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The row of each stored cell of a sparse matrix. Raises ValueError where they disagree."""
+    if len(shape) != 2:
+        raise ValueError("sparse tensors have two dimensions")
+    rows, width = shape
+    if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != values:
+        raise ValueError("row starts are inconsistent")
+    counts = np.diff(starts)
+    if (counts < 0).any() or (counts > width).any():
+        raise ValueError("row starts are inconsistent")
+    if len(columns) != values or (values and not 0 <= columns.min() <= columns.max() < width):
+        raise ValueError("column indices are inconsistent")
+    return np.repeat(np.arange(rows), counts)
 
 
 def write_output(output: Output) -> bytes:
@@ -130,8 +155,8 @@ def write_tops(message: Any, tops: list[Top], length: int) -> None:
     message.k, message.length = k, empty + len(tops)
 
 
-def write_result(result: Result) -> bytes:
-    """A `SampleResponse`."""
+def write_result(result: Result, targets: Targets | None = None) -> bytes:
+    """A `SampleResponse`; `targets` are those of the request."""
     message = pb.SampleResponse()
     for sample in result.samples:
         sequence = message.sequences.add(
@@ -145,4 +170,28 @@ def write_result(result: Result) -> bytes:
         message.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
     if result.prompt_tops:
         write_tops(message.topk_prompt_logprobs, result.prompt_tops, result.prompt_length)
+    if targets is not None and result.target_scores is not None:
+        write_targets(message.target_prompt_logprobs, targets, result.target_scores)
+    if result.alternatives is not None:
+        tokens, logprobs = result.alternatives
+        for part, array in (
+            (message.prompt_alt_tokens.tokens, tokens.astype("<i8")),
+            (message.prompt_alt_tokens.logprobs, logprobs.astype("<f4")),
+        ):
+            part.dense = array.tobytes()
+            part.dtype = pb.DTYPE_INT64 if array.dtype == INTEGERS else pb.DTYPE_FLOAT32
+            part.shape.extend(array.shape)
     return message.SerializeToString()
+
+
+def write_targets(message: Any, targets: Targets, scores: np.ndarray) -> None:
+    """The scores in the layout, dense or sparse, in which they were asked for."""
+    message.dtype = pb.DTYPE_FLOAT32
+    message.shape.extend(targets.shape)
+    data = scores.astype("<f4").tobytes()
+    if targets.starts is None or targets.columns is None:
+        message.dense = data
+        return
+    message.sparse_csr.values = data
+    message.sparse_csr.crow_indices = targets.starts.astype("<i8").tobytes()
+    message.sparse_csr.col_indices = targets.columns.astype("<i8").tobytes()

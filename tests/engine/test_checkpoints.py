@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.engine.checkpoints import SAMPLER, WEIGHTS, RunRecord, Store, parse
+from posttrain.engine.checkpoints import RunRecord, Store
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import LoraConfig
+from posttrain.engine.paths import SAMPLER, WEIGHTS, parse
 
 RECORD = RunRecord("abc-1:train:0", "posttrain/tiny", LoraConfig(rank=4), {"who": "me"})
 TENSORS = {"adapter": {"x.lora_A": torch.arange(6.0).view(2, 3)}}
@@ -73,25 +74,75 @@ def test_a_taken_name_needs_overwrite(store: Store) -> None:
 
 def test_missing_checkpoints_are_named_with_those_there_are(store: Store) -> None:
     store.save(RECORD, WEIGHTS, "one", TENSORS)
-    with pytest.raises(UserError, match="weights/two does not exist; there are: one"):
+    with pytest.raises(UserError, match="weights/two is damaged: .*two.json cannot be read"):
         store.get("tinker://abc-1:train:0/weights/two")
     with pytest.raises(UserError, match="no training run"):
         store.run("../../etc")
 
 
-def test_expiry_and_deletion(store: Store) -> None:
+def test_expiry_and_deletion(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = store.save(RECORD, WEIGHTS, "one", TENSORS, ttl_seconds=3600)
     assert saved.expires_at is not None
     assert saved.expires_at > time.time()
     store.set_expiry(saved.path, None)
     assert store.get(saved.path).expires_at is None
-    store.set_expiry(saved.path, -1)
+    store.set_expiry(saved.path, 60)
+    later = time.time() + 61
+    monkeypatch.setattr(time, "time", lambda: later)
     with pytest.raises(UserError, match="has expired"):
         store.get(saved.path)
     assert store.checkpoints() == []
     store.save(RECORD, WEIGHTS, "one", TENSORS)  # the name is free again
     store.delete(saved.path)
     assert list((store.root / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("ttl", [0, -1, 10**30])
+def test_lifetimes_that_mean_nothing_are_refused(store: Store, ttl: int) -> None:
+    with pytest.raises(UserError, match="ttl_seconds is"):
+        store.save(RECORD, WEIGHTS, "one", TENSORS, ttl_seconds=ttl)
+    saved = store.save(RECORD, WEIGHTS, "one", TENSORS)
+    with pytest.raises(UserError, match="ttl_seconds is"):
+        store.set_expiry(saved.path, ttl)
+
+
+def test_what_has_expired_leaves_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.save(RECORD, WEIGHTS, "short", TENSORS, ttl_seconds=60)
+    kept = store.save(RECORD, WEIGHTS, "long", TENSORS, ttl_seconds=7200)
+    later = time.time() + 61
+    monkeypatch.setattr(time, "time", lambda: later)
+    store.remove_expired()
+    assert [path.name for path in (store.root / "data").iterdir()] == [kept.data]
+    assert store.every() == [kept]
+
+
+def test_a_copy_shares_bytes_and_outlives_its_source(store: Store) -> None:
+    source = store.save(RECORD, SAMPLER, "one", TENSORS, user_metadata={"a": "b"}, ttl_seconds=9)
+    store.publish(source.path, True)
+    copied = store.copy(source.path, "def-2:train:0", None)
+    assert copied.path == "tinker://def-2:train:0/sampler_weights/one"
+    assert (copied.expires_at, copied.public, copied.user_metadata) == (None, False, {"a": "b"})
+    pair = [store.file(checkpoint, "adapter") for checkpoint in (source, copied)]
+    assert pair[0].stat().st_ino == pair[1].stat().st_ino
+    store.delete(source.path)
+    assert torch.equal(store.tensors(copied, "adapter")["x.lora_A"], TENSORS["adapter"]["x.lora_A"])
+    assert store.run("def-2:train:0").lora == RECORD.lora
+    with pytest.raises(UserError, match="exists; copy into another"):
+        store.copy(copied.path, "def-2:train:0", None)
+
+
+def test_what_does_not_belong_into_the_store_is_passed_over(store: Store) -> None:
+    """One damaged file must not hide all others."""
+    saved = store.save(RECORD, WEIGHTS, "one", TENSORS)
+    for name in ("notes", "abc_train_7"):
+        (store.root / "runs" / name).mkdir()
+        (store.root / "runs" / name / "run.json").write_text("{}")
+    damaged = store.description(RECORD.run, WEIGHTS, "two")
+    damaged.write_text("{")
+    assert store.runs() == [RECORD]
+    assert store.checkpoints() == [saved]
+    with pytest.raises(UserError, match="weights/two is damaged: .*two.json cannot be read"):
+        store.get(f"tinker://{RECORD.run}/weights/two")
 
 
 def test_data_of_a_save_cut_short_are_removed_once_they_are_old(store: Store) -> None:

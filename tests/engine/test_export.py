@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from posttrain import cli
-from posttrain.engine.checkpoints import WEIGHTS, RunRecord, Store
+from posttrain.engine.checkpoints import RunRecord, Store
 from posttrain.engine.errors import UserError
 from posttrain.engine.export import (
     base_directory,
@@ -31,6 +31,7 @@ from posttrain.engine.export import (
 )
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.model import Decoder
+from posttrain.engine.paths import WEIGHTS
 from posttrain.engine.shards import SINGLE, weight_files
 from tests.conftest import KEY, start_engine, write_tokenizer
 from tests.engine.test_families import checkpoint as random_model

@@ -50,11 +50,9 @@ def test_content_types_of_web_forms_are_refused(http: httpx.Client, kind: str) -
 
 
 def test_what_is_left_out_is_named(http: httpx.Client) -> None:
-    response = http.post("/api/v1/create_custom_loss", json={})
+    response = http.post("/api/v1/retrieve_futures", json={})
     assert response.status_code == 404
-    assert response.json()["detail"] == (
-        "POST /api/v1/create_custom_loss is not part of this engine"
-    )
+    assert response.json()["detail"] == "POST /api/v1/retrieve_futures is not part of this engine"
 
 
 BODIES: list[Any] = [b"", b"{", b"[]", b"null", b'{"model_id": 3}', b'{"model_id": "no"}', b"\xff"]

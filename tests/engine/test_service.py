@@ -35,6 +35,12 @@ def prompt(*tokens: int) -> types.ModelInput:
     return types.ModelInput.from_ints(list(tokens))
 
 
+def image() -> types.Datum:
+    picture = types.ImageChunk(data=b"x", format="png", expected_tokens=1)
+    inputs: Any = {"target_tokens": [1]}
+    return types.Datum(model_input=types.ModelInput(chunks=[picture]), loss_fn_inputs=inputs)
+
+
 DATA = [datum([1, 2, 3, 4, 5]), datum([9, 8, 7])]
 
 
@@ -286,11 +292,17 @@ MISTAKES: list[tuple[Act, str]] = [
     ),
     (
         lambda s, p: (
-            p.save_weights_and_get_sampling_client()
+            s.create_sampling_client(base_model=MODEL, record_stability_info=True)
             .result()
-            .sample(prompt(1), 1, types.SamplingParams(), prompt_alt_tokens_k=3)
+            .sample(prompt(1), 1, types.SamplingParams())
         ),
-        "prompt_alt_tokens_k is not supported",
+        r"record_stability_info .* is not supported",
+    ),
+    (lambda s, p: p.forward_backward([image()], "cross_entropy"), "datum 0: an image is not supp"),
+    (lambda s, p: p.forward_backward(DATA, "stable_reinforce"), "unknown loss 'stable_reinforce'"),
+    (
+        lambda s, p: p.save_weights_external("secret", age_encryption_recipients=["age1x"]),
+        "age_encryption_recipients",
     ),
 ]
 
