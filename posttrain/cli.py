@@ -1,4 +1,4 @@
-"""The command line: `posttrain lab | run | models | serve | export`."""
+"""The command line: `posttrain lab | run | tasks | models | serve | export`."""
 
 from __future__ import annotations
 
@@ -124,6 +124,32 @@ def run(
         return
     compare.compare(service, experiment, worlds, every, folder, results)
     print(f"results: {results / 'results.json'}")
+
+
+@app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="one of them; default: a list of all")] = None,
+    seed: Annotated[int, typer.Option(help="another seed shows other items")] = 0,
+) -> None:
+    """Show the tasks of the lab's world, with real items.
+
+    Examples:
+
+      posttrain tasks                    what there is
+
+      posttrain tasks stories --seed 3   a request, a good story and a poor one
+    """
+    from posttrain.lab.gallery import GALLERY
+
+    if name is None:
+        table = Table("task", "about", "difficulty")
+        for exhibit in GALLERY.values():
+            table.add_row(exhibit.name, exhibit.about, exhibit.difficulty)
+        Console().print(table)
+        return
+    if name not in GALLERY:
+        raise ValueError(f"unknown task {name!r}; the known ones are {', '.join(GALLERY)}")
+    print(GALLERY[name].text(seed))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SUBCOMMANDS = ("lab", "run", "models", "serve", "export")
+SUBCOMMANDS = ("lab", "run", "tasks", "models", "serve", "export")
 
 
 def posttrain(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +37,7 @@ def test_models_lists_the_shipped_one() -> None:
         (["run", "sft", "--task", "poems"], "unknown task 'poems'; the known ones are math, gsm8k"),
         (["lab", "--scale", "huge"], "the known ones are smoke, laptop, full"),
         (["run", "sft", "--seeds", "0"], "at least one seed"),
+        (["tasks", "chess"], "unknown task 'chess'; the known ones are math, stories, rubrics,"),
         (["serve", "--model", "just-a-name"], "no directory just-a-name, and it is not a hub id"),
         (["serve", "--model", "x=/nowhere"], "no directory /nowhere, and it is not a hub id"),
         (["serve", "--model", "x=docs"], "docs/config.json does not exist"),

@@ -1,0 +1,159 @@
+"""The tasks of the lab's world with real items: `posttrain tasks` and docs/tasks.md show them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.tasks import code, continual, math, records, rubrics, stories, tools
+from posttrain.tasks.draws import Split
+from posttrain.tasks.games.position import GAMES, position
+from posttrain.tasks.gold import gold
+
+INTRODUCTION = """# Tasks
+
+Small models need small worlds. An item of a task is a function of a seed and a number, so there is
+no end of them, and the same on every machine. Train, validation and test are disjoint by a hash of
+what makes an item itself. The truth is known exactly: each task has a checker that cannot be wrong.
+"""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One task, as a newcomer should meet it."""
+
+    name: str
+    module: str
+    about: str  # what is asked, and what is checked
+    splits: str
+    difficulty: str
+    show: Callable[[int], Sequence[str]]  # seed -> items as text
+
+    def text(self, seed: int = 0) -> str:
+        """The exhibit in Markdown."""
+        items = "\n\n".join(self.show(seed))
+        return (
+            f"## {self.name}\n\n{self.about}\n\n- Splits: {self.splits}\n"
+            f"- Difficulty: {self.difficulty}\n- Code: `{self.module}`\n\n```text\n{items}\n```\n"
+        )
+
+
+def _math(seed: int) -> list[str]:
+    items = [math.problem(split, 0, seed=seed) for split in (Split.TRAIN, Split.OOD)]
+    wrong = math.solve(items[1], set(math.Misconception))
+    return [
+        *(f"{item.question}\n  right: {item.solution}" for item in items),
+        f"the same question, answered with every misconception\n  wrong: {wrong}",
+    ]
+
+
+def _stories(seed: int) -> list[str]:
+    request, rng = stories.story(Split.TRAIN, 0, seed=seed), random.Random(seed)
+    flaws = {stories.Flaw.FORGETS, stories.Flaw.MIXES_MOODS}
+    told = {"good": request.solution, "poor": stories.write(request, rng, flaws)}
+    graded = [
+        f"  {k}, hidden quality {gold(request, text):.1f}: {text}" for k, text in told.items()
+    ]
+    return ["\n".join([request.question, *graded])]
+
+
+def _rubrics(seed: int) -> list[str]:
+    request = stories.story(Split.TRAIN, 1, seed=seed)
+    flawed = stories.write(request, random.Random(seed), {stories.Flaw.REPEATS})
+    lines = [request.question, f"  {flawed}"]
+    for criterion in rubrics.rubric(request):
+        verdict = "yes" if rubrics.check(criterion, request, flawed) else "no"
+        lines.append(f"  {criterion.importance.value}, {criterion.text}: {verdict}")
+    return ["\n".join(lines)]
+
+
+def _games(seed: int) -> list[str]:
+    found = [position(name, Split.TRAIN, 1, seed=seed) for name in GAMES]
+    return [f"{item.question}\n  a best move: {item.solution}" for item in found]
+
+
+def _tools(seed: int) -> list[str]:
+    items = [tools.problem(Split.TRAIN, i, seed=seed) for i in range(20)]
+    chosen = [next(i for i in items if i.helps), next(i for i in items if not i.helps)]
+    return [f"{item.question}\n  {item.solution}" for item in chosen]
+
+
+def _code(seed: int) -> list[str]:
+    item = code.problem(Split.TRAIN, 0, seed=seed)
+    return [f"{item.question}\n  right: {item.solution}\n  a hack: {item.lookup()}"]
+
+
+def _continual(seed: int) -> list[str]:
+    old, new = (
+        continual.ledger(Split.TRAIN, 0, seed=seed),
+        records.record(Split.TRAIN, 0, seed=seed),
+    )
+    return [
+        f"old skill: {old.question}\n  {old.solution}",
+        f"new skill: {new.question}\n  {new.solution}\n  (one of {len([*new.right_answers()])})",
+    ]
+
+
+USUAL = "train 80 %, validation 10 %, test 10 %"
+GALLERY = {
+    exhibit.name: exhibit
+    for exhibit in (
+        Exhibit(
+            "math", "posttrain/tasks/math.py",
+            "Word problems and sums. A verifier checks the final answer, another one each step. "
+            "The corpus of the base model is written by people with misconceptions.",
+            f"{USUAL}; ood has more steps", "the number of steps", _math,
+        ),
+        Exhibit(
+            "stories", "posttrain/tasks/stories.py",
+            "A short story on request. Its quality is hidden: `posttrain/tasks/gold.py` computes "
+            "it, evaluation and a simulated human (`posttrain/tasks/human.py`) read it, training "
+            "cannot import it.",
+            f"{USUAL}; ood has pairs of hero and mood that are never asked for in training",
+            "the number of demands", _stories,
+        ),
+        Exhibit(
+            "rubrics", "posttrain/tasks/rubrics.py",
+            "Criteria for one text, over stories and worked explanations, some of two conditions. "
+            "Each has an exact checker; a language model judges from the same words.",
+            "those of the texts", "the kinds of criteria", _rubrics,
+        ),
+        Exhibit(
+            "games", "posttrain/tasks/games/",
+            "Nim, tic-tac-toe and Kuhn poker behind one text interface, on OpenSpiel. Best moves "
+            "and the exploitability of a poker player are exact.",
+            "by position up to symmetry; ood is Nim with larger heaps; poker has only train",
+            "heaps, free cells", _games,
+        ),
+        Exhibit(
+            "tools", "posttrain/tasks/tools.py",
+            "Sums with a calculator at hand. The tool's turns are marked, so that a loss can leave "
+            "them out; a call has a price.",
+            f"{USUAL}; ood has longer numbers", "digits of the numbers", _tools,
+        ),
+        Exhibit(
+            "code", "posttrain/tasks/code.py",
+            "Programs in a small stack language, run within limits. Two tests are shown, twelve "
+            "are hidden: a reward made of the shown ones can be hacked.",
+            f"{USUAL}; ood has larger formulas", "operators in the formula", _code,
+        ),
+        Exhibit(
+            "continual", "posttrain/tasks/continual.py, posttrain/tasks/records.py",
+            "An old skill that is taught first, and a new one unlike it with many right answers: "
+            "what does learning the second cost the first?",
+            f"{USUAL}; ood has more steps, or more fields", "steps, fields", _continual,
+        ),
+    )
+}  # fmt: skip
+
+
+def write(path: Path) -> None:
+    """The page of all tasks."""
+    note = "<!-- written by posttrain/lab/gallery.py: python -m posttrain.lab.gallery -->\n"
+    path.write_text(note + "\n".join([INTRODUCTION, *(e.text() for e in GALLERY.values())]))
+
+
+if __name__ == "__main__":
+    write(Path(__file__).resolve().parents[2] / "docs/tasks.md")
