@@ -33,7 +33,8 @@ from posttrain.engine.requests import (
     read_sample,
     refuse_other_optimizers,
 )
-from posttrain.engine.sampler import Generation, Result
+from posttrain.engine.sample import Result
+from posttrain.engine.sampler import Generation
 from posttrain.engine.trainer import Trainer
 from posttrain.engine.wire import read_data, read_settings, write_output, write_result
 from posttrain.engine.worker import Waiting, Worker

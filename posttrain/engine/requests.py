@@ -10,7 +10,7 @@ from starlette.requests import Request as HttpRequest
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import LoraConfig
 from posttrain.engine.models import Model
-from posttrain.engine.sampler import Request
+from posttrain.engine.sample import Request
 from posttrain.engine.stops import read_stops
 from posttrain.engine.trainer import AdamParams
 

@@ -11,7 +11,7 @@ from tinker.proto import tinker_public_pb2 as pb
 
 from posttrain.engine.datum import Datum
 from posttrain.engine.errors import UserError
-from posttrain.engine.sampler import Result, Top
+from posttrain.engine.sample import Result, Top
 from posttrain.engine.trainer import Output
 
 NUMPY: dict[int, np.dtype[Any]] = {

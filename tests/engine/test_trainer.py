@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.engine import datum as datum_module
+from posttrain.engine import head as head_module
 from posttrain.engine import trainer as trainer_module
 from posttrain.engine.datum import Datum
 from posttrain.engine.errors import UserError
@@ -112,7 +113,7 @@ def test_neither_order_nor_split_matters(
     expected = whole.forward_backward(data, name, config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "TOKENS", tokens)
-        patch.setattr(trainer_module, "CELLS", 3 * TINY.vocab_size)  # three positions at a time
+        patch.setattr(head_module, "CELLS", 3 * TINY.vocab_size)  # three positions at a time
         found = parts.forward_backward([data[i] for i in order], name, config)
     assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-4)
     for place, index in enumerate(order):
