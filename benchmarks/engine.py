@@ -1,7 +1,7 @@
 """How fast the engine is: four pieces of work on one thread, beside the multiplication peak.
 
     python -m benchmarks.engine --shape tiny small base --work w1 w2 w3 --dtype float32
-    python -m benchmarks.engine --shape tiny --work w4 --sdk
+    python -m benchmarks.engine --shape tiny small --work w1 w2 --plain
 
 W1 SFT step: 32 sequences of 128 tokens, LoRA rank 32 on the seven matrices of every layer.
 W2 sampling: 64 different prompts of 64 tokens, 128 new tokens, temperature 1.
@@ -10,10 +10,10 @@ W4 from the start of a process to its first finished SFT step.
 eval (shape base): 32 prompts of 60 tokens, 16 samples of 60 tokens, as an evaluation asks for.
 
 Shapes `tiny` and `small` are random Qwen3 models whose end of sequence cannot be drawn; `base` has
-the shape of models/base. Wall time is the median over repetitions, CPU time that of this process
-(with --sdk the engine computes in another process, so there is wall time only). The share is the
-arithmetic that the work needs (no recomputation, no padding, a shared prompt once) over what a
-large matrix product does in the same time, measured in the same run.
+the shape of models/base. Times are medians over repetitions: of the wall, and of this process's
+CPU, which is the one to compare on a machine that is shared. With --plain, `benchmarks.plain` does
+the same in turns. The share is the arithmetic that the work needs (no recomputation, no padding, a
+shared prompt once) over what a large matrix product does in the same CPU time.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ import torch
 
 from posttrain.engine.config import DecoderConfig
 from posttrain.engine.datum import Datum
+from posttrain.engine.heap import keep_pages
 from posttrain.engine.lora import LoraConfig
 from posttrain.engine.model import Decoder
+from posttrain.engine.packed import Packed
 from posttrain.engine.sampler import Generation, Request
 from posttrain.engine.stops import Stops
 from posttrain.engine.trainer import AdamParams, Trainer
@@ -95,19 +97,19 @@ class Work:
 
     def __init__(self, config: DecoderConfig, decoder: Decoder, dtype: torch.dtype) -> None:
         self.config, self.decoder, self.dtype = config, decoder, dtype
-        more = {} if dtype == torch.float32 else {"dtype": dtype}
-        self.trainer = Trainer(decoder, LORA, **more)
+        self.trainer = Trainer(decoder, LORA, dtype)
         self.rng = np.random.default_rng(0)
         linear = sum(r * c for p, (r, c) in decoder.linear_shapes().items() if p != "lm_head")
         lora = sum(32 * (r + c) for p, (r, c) in decoder.linear_shapes().items() if p != "lm_head")
         head = config.vocab_size * config.hidden_size
+        self.flops = 0.0  # of the last piece of work
         self.forward_flops = 2 * (linear + head)  # a token, attention apart
         self.train_flops = 4 * (linear + head) + 4 * lora
 
     def tokens(self, *shape: int) -> np.ndarray:
         return self.rng.integers(1, self.config.vocab_size, shape)
 
-    def w1(self) -> float:
+    def w1(self) -> None:
         whole = self.tokens(32, 129)
         data = [
             Datum(r[:-1], {"target_tokens": r[1:], "weights": np.ones(128, np.float32)})
@@ -115,7 +117,7 @@ class Work:
         ]
         self.trainer.forward_backward(data, "cross_entropy", {})
         self.trainer.optim_step(ADAM)
-        return 32 * 128 * self.train_flops
+        self.flops = 32 * 128 * self.train_flops
 
     def generate(self, prompts: np.ndarray, samples: int, length: int) -> list[Any]:
         requests = [
@@ -130,19 +132,15 @@ class Work:
         assert lengths == {length}, f"samples ended early: {lengths}"
         return results
 
-    def sampled(self) -> Any:
+    def sampled(self) -> Packed:
         """What sampling runs on: the present adapter in its place, as after a save."""
-        try:
-            from posttrain.engine.packed import Packed
-        except ImportError:
-            return self.decoder.merged(self.trainer.adapter)
         return Packed(self.decoder, self.trainer.adapter, self.dtype)
 
-    def w2(self) -> float:
+    def w2(self) -> None:
         self.generate(self.tokens(64, 64), 1, 128)
-        return 64 * (64 + 128) * self.forward_flops
+        self.flops = 64 * (64 + 128) * self.forward_flops
 
-    def w3(self) -> float:
+    def w3(self) -> None:
         prompts = self.tokens(16, 64)
         results = self.generate(prompts, 8, 64)
         data = []
@@ -160,20 +158,18 @@ class Work:
         self.trainer.forward_backward(data, "importance_sampling", {})
         self.trainer.optim_step(ADAM)
         once = 16 * 64 + 128 * 64
-        return once * (self.forward_flops + self.train_flops)
+        self.flops = once * (self.forward_flops + self.train_flops)
 
-    def eval(self) -> float:
+    def eval(self) -> None:
         self.generate(self.tokens(32, 60), 16, 60)
-        return (32 * 60 + 512 * 60) * self.forward_flops
+        self.flops = (32 * 60 + 512 * 60) * self.forward_flops
 
 
 TOKENS = {"w1": 32 * 128, "w2": 64 * 128, "w3": 128 * 128, "eval": 512 * 60}
 
 
-def first_step(directory: Path, dtype: str, sdk: bool) -> None:
+def first_step(directory: Path, dtype: str) -> None:
     """What W4 times, in a process of its own."""
-    if sdk:
-        raise SystemExit("use benchmarks.sdk")
     torch.set_num_threads(1)
     work = Work(SHAPES["tiny"], Decoder.load(directory), getattr(torch, dtype))
     work.w1()
@@ -190,18 +186,22 @@ def start_time(directory: Path, dtype: str, times: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["tiny", "small", "base"])
     parser.add_argument("--work", nargs="+", choices=["w1", "w2", "w3", "w4", "eval"])
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--plain", action="store_true", help="in turns with benchmarks.plain")
     parser.add_argument("--profile", action="store_true", help="the costliest operations of each")
     parser.add_argument("--first-step", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    keep_pages()
     if args.first_step is not None:
-        first_step(args.first_step, args.dtype[0], False)
+        first_step(args.first_step, args.dtype[0])
         return
     for dtype in args.dtype:
         top = peak(getattr(torch, dtype))
@@ -226,14 +226,31 @@ def bench(directory: Path, shape: str, dtype: str, top: float, args: argparse.Na
         if args.profile:
             profile(run)
             continue
-        walls, cpus = measured(run, args.times)
-        wall, cpu, flops = statistics.median(walls), statistics.median(cpus), run()
-        print(
-            f"{shape:6} {dtype:9} {name:5} {wall:7.3f} s wall {cpu:7.3f} s cpu "
-            f"{TOKENS[name] / wall:8.0f} tok/s ({TOKENS[name] / cpu:8.0f} by cpu) "
-            f"share of peak {flops / cpu / top:.2f}",
-            flush=True,
-        )
+        runs: dict[str, Any] = {"engine": run}
+        if args.plain:
+            from benchmarks.plain import Plain
+
+            runs["plain"] = getattr(Plain(SHAPES[shape], directory, getattr(torch, dtype)), name)
+        walls: dict[str, list[float]] = {key: [] for key in runs}
+        cpus: dict[str, list[float]] = {key: [] for key in runs}
+        for key in runs:
+            runs[key]()
+        for _ in range(args.times):  # in turns: what else the machine does meets both
+            for key in runs:
+                wall, cpu = time.perf_counter(), time.process_time()
+                runs[key]()
+                walls[key].append(time.perf_counter() - wall)
+                cpus[key].append(time.process_time() - cpu)
+        for key in runs:
+            wall, cpu = statistics.median(walls[key]), statistics.median(cpus[key])
+            share = f"{work.flops / cpu / top:.2f} of peak" if key == "engine" else ""
+            ratio = statistics.median(cpus["plain"]) / cpu if "plain" in cpus else 1.0
+            print(
+                f"{shape:6} {dtype:9} {name:5} {key:7} {wall:7.3f} s wall {cpu:7.3f} s cpu "
+                f"{TOKENS[name] / wall:7.0f} tok/s ({TOKENS[name] / cpu:7.0f} by cpu) "
+                f"{ratio:5.2f}x {share}",
+                flush=True,
+            )
 
 
 def profile(run: Callable[[], object]) -> None:
@@ -243,7 +260,11 @@ def profile(run: Callable[[], object]) -> None:
     run()
     with record(activities=[ProfilerActivity.CPU]) as found:
         run()
-    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=28, max_name_column_width=48))
+    print(
+        found.key_averages().table(
+            sort_by="self_cpu_time_total", row_limit=28, max_name_column_width=48
+        )
+    )
 
 
 if __name__ == "__main__":

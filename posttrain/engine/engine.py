@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from posttrain.engine.checkpoints import SAMPLER, WEIGHTS, RunRecord, Store
 from posttrain.engine.errors import UserError
 from posttrain.engine.models import Merged, Models, Weights
+from posttrain.engine.precision import find_dtype
 from posttrain.engine.promises import Answer, Promise, Promises
 from posttrain.engine.requests import (
     need,
@@ -64,15 +65,22 @@ class Client:
 
 
 class Engine:
-    def __init__(self, models: Mapping[str, Path], state: Path, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Path],
+        state: Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
         self.device = torch.device(device)
+        self.dtype = find_dtype(dtype, self.device)
         self.models = Models(models, self.device)
         self.store = Store(state)
         self.promises = Promises()
         self.sessions: dict[str, Session] = {}
         self.clients: dict[str, Client] = {}
         self.samplers: dict[str, Weights] = {}
-        self.merged = Merged()
+        self.merged = Merged(self.dtype)
         # Nameless samplers live as long as the engine. (Killed, it leaves the directory to the
         # system's own cleaning of temporary files.)
         self.scratch = tempfile.TemporaryDirectory(prefix="posttrain-")
@@ -181,7 +189,7 @@ class Engine:
     def create_model(self, body: dict[str, Any]) -> Promise:
         def work(client: Client) -> None:
             model = self.models.find(client.record.base_model)
-            client.trainer = Trainer(model.decoder, client.record.lora)
+            client.trainer = Trainer(model.decoder, client.record.lora, self.dtype)
 
         return self.register(body, "create_model", work)
 
@@ -197,7 +205,7 @@ class Engine:
                 )
             if client.trainer is None:
                 model = self.models.find(client.record.base_model)
-                client.trainer = Trainer(model.decoder, client.record.lora)
+                client.trainer = Trainer(model.decoder, client.record.lora, self.dtype)
             with_optimizer = optional(body, "optimizer", bool, False)
             client.trainer.load(
                 self.store.tensors(checkpoint, "adapter"),

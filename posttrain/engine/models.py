@@ -15,9 +15,10 @@ from posttrain.engine.config import DecoderConfig
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.model import Decoder
+from posttrain.engine.packed import Packed
 from posttrain.engine.stops import end_tokens, load_tokenizer
 
-MERGED = 8  # decoders with an adapter merged in that are kept at hand
+MERGED = 8  # weights with an adapter in place that are kept at hand
 
 
 class Model:
@@ -80,22 +81,23 @@ class Weights:
 
 
 class Merged:
-    """The most recently used decoders with their adapters merged in."""
+    """The most recently used weights, arranged for computing with their adapters in place."""
 
-    def __init__(self) -> None:
-        self.decoders: OrderedDict[str, Decoder] = OrderedDict()
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.packed: OrderedDict[str, Packed] = OrderedDict()
 
-    def get(self, weights: Weights) -> Decoder:
+    def get(self, weights: Weights) -> Packed:
         """Raises UserError where the checkpoint has been deleted."""
-        if weights.file is None:
-            return weights.model.decoder
-        if weights.key not in self.decoders:
-            if not weights.file.is_file():
-                raise UserError(f"the weights of {weights.path or 'this sampler'} were deleted")
-            state = load_file(weights.file, device=str(weights.model.device))
-            adapter = Adapter.of_state(state, weights.lora)
-            self.decoders[weights.key] = weights.model.decoder.merged(adapter)
-        self.decoders.move_to_end(weights.key)
-        while len(self.decoders) > MERGED:
-            self.decoders.popitem(last=False)
-        return self.decoders[weights.key]
+        if weights.key not in self.packed:
+            adapter = None
+            if weights.file is not None:
+                if not weights.file.is_file():
+                    raise UserError(f"the weights of {weights.path or 'this sampler'} were deleted")
+                state = load_file(weights.file, device=str(weights.model.device))
+                adapter = Adapter.of_state(state, weights.lora)
+            self.packed[weights.key] = Packed(weights.model.decoder, adapter, self.dtype)
+        self.packed.move_to_end(weights.key)
+        while len(self.packed) > MERGED:
+            self.packed.popitem(last=False)
+        return self.packed[weights.key]

@@ -34,9 +34,7 @@ class Pass:
     inputs: dict[str, Tensor]
 
 
-def passes(
-    data: Sequence[Datum], tokens: int, pairs: int, device: torch.device
-) -> Iterator[Pass]:
+def passes(data: Sequence[Datum], tokens: int, pairs: int, device: torch.device) -> Iterator[Pass]:
     """Arrange data so that common beginnings are computed once, and similar shapes together.
 
     Args:

@@ -21,8 +21,8 @@ from torch.nn import functional as F  # noqa: N812
 from posttrain.engine.lora import Adapter
 from posttrain.engine.model import Linear
 
-# Products of fewer rows than this sum in another order; with as many or more, a row's result does
-# not depend on how many others there are (float32, MKL; tests/engine/test_steady.py).
+# Products of fewer rows than this may sum in another order; with as many or more, a row's result
+# does not depend on how many others there are (float32, MKL; tests/engine/test_steady.py).
 STEADY = 16
 
 

@@ -64,9 +64,7 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 
 class _TurnHeads(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, turns: Tensor, eps: float | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, turns: Tensor, eps: float | None) -> Tensor:
         y, normed, inverse = compute(x, weight, turns, eps)
         ctx.save_for_backward(*([] if inverse is None else [normed, inverse]), weight, turns)
         return y

@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from posttrain.engine.attention import ForestAttention, by_head
+from posttrain.engine.attention import ForestAttention
 from posttrain.engine.cache import LANES, WIDTH, Cache
 from posttrain.engine.draw import Policy, draw
 from posttrain.engine.forest import Forest, Group
@@ -111,9 +111,7 @@ class Generation:
                 self.join(rows, hidden[torch.from_numpy(np.repeat(ends, counts))])
         return results
 
-    def prefill(
-        self, prompts: list[tuple[int, ...]]
-    ) -> tuple[Tensor, np.ndarray, Tensor, Tensor]:
+    def prefill(self, prompts: list[tuple[int, ...]]) -> tuple[Tensor, np.ndarray, Tensor, Tensor]:
         """One pass over distinct prompts.
 
         Returns:

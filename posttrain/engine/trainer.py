@@ -214,9 +214,7 @@ def cell_logprobs(
         size = packed.config.vocab_size
         asked, inverse = torch.unique(cells * size + targets[:, 0], return_inverse=True)
         cells, targets = asked // size, asked[:, None] % size
-        active = torch.zeros(len(asked), device=cells.device).index_add_(
-            0, inverse, active.float()
-        )
+        active = torch.zeros(len(asked), device=cells.device).index_add_(0, inverse, active.float())
     scores = torch.zeros(targets.shape, device=hidden.device)
     for wanted in (True, False):
         (where,) = ((active != 0) == wanted).nonzero(as_tuple=True)

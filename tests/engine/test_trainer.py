@@ -12,7 +12,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posttrain.engine import datum as datum_module
 from posttrain.engine import head as head_module
 from posttrain.engine import trainer as trainer_module
 from posttrain.engine.datum import Datum
@@ -271,10 +270,3 @@ def test_rank_and_optimizer_parameters_are_checked(base: Decoder) -> None:
         AdamParams(learning_rate=float("nan"))
     with pytest.raises(UserError, match="below 1"):
         AdamParams(beta2=1.0)
-
-
-def test_batches_hold_every_datum_once_within_the_bounds() -> None:
-    data = [example(n, n) for n in (3, 60, 8, 5, 12, 1, 60)]
-    found = list(datum_module.batches(data, tokens=64, pairs=4000))
-    assert sorted(index for batch in found for index in batch.indices) == list(range(7))
-    assert all(batch.tokens.numel() <= 64 for batch in found)
