@@ -159,15 +159,20 @@ def factor_gradients(
     if inner is None:
         return []
     scale, lefts, ups, start = projection.scale, [], [], 0
-    for pair, order, part in zip(
-        projection.pairs, projection.orders, dy.split(projection.sizes, -1), strict=True
+    # Every layer's gradient against every layer's x A^T: more than is needed, yet one product of
+    # whole rows is faster than several of strips.
+    crossed = (inner.t() @ dy).split(projection.sizes, -1)  # (R, O of each)
+    parts = dy.split(projection.sizes, -1)
+    for pair, order, part, cross in zip(
+        projection.pairs, projection.orders, parts, crossed, strict=True
     ):
         if pair is None:
             continue
         a, b = pair
         if outer is None:
             lefts.append(part @ (ordered(b.detach(), order) * scale).to(dy.dtype))
-        up = (part.t() @ inner[:, start : start + len(a)]).to(b.dtype).mul_(scale)
+        # Contiguous: the fused optimizer reads memory in order, whatever the strides.
+        up = (cross[start : start + len(a)].to(b.dtype) * scale).t().contiguous()
         if order is not None:
             up = torch.empty_like(up).index_copy_(0, order, up)
         ups.append(up)
