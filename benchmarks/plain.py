@@ -1,8 +1,4 @@
-"""The same work by `transformers` and PEFT in a plain loop: what the engine is compared with.
-
-Of the libraries that train and sample on CPUs without a server, this was the fastest sampler on
-one core, and within an eighth of the fastest trainer.
-"""
+"""The same work by `transformers` and PEFT in a plain loop: what the engine is compared with."""
 
 from __future__ import annotations
 

@@ -138,6 +138,7 @@ def serve(
     state: Annotated[Path | None, typer.Option(help="checkpoints; default ~/.posttrain")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default all")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto")] = "float32",
 ) -> None:
     """Serve models over the Tinker API, to any Tinker client on this machine.
 
@@ -157,7 +158,7 @@ def serve(
     home = Path(os.environ.get("POSTTRAIN_HOME") or "~/.posttrain")
     serve_engine(
         chosen or shipped_models(), host, port, (state or home).expanduser(),
-        device=device, threads=threads,
+        device=device, dtype=dtype, threads=threads,
         api_key=os.environ.get("POSTTRAIN_ENGINE_KEY") or None,
         ready=lambda url: print(f"serving the Tinker API at {url}", flush=True),
     )  # fmt: skip
