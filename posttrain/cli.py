@@ -182,6 +182,13 @@ def serve(
     device: Annotated[
         str, typer.Option(help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps")
     ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="what matrices are multiplied in: float32 (exact), bfloat16 (faster where the "
+            "processor has units for it), or auto (bfloat16 there, else float32)"
+        ),
+    ] = "float32",
 ) -> None:
     """Serve models over the Tinker API, to any Tinker client on this machine.
 
@@ -209,7 +216,7 @@ def serve(
     chosen |= directories([entry for entry in model or [] if entry not in shipped])
     serve_engine(
         chosen or shipped, host, port, home_of(state),
-        device=device, threads=threads,
+        device=device, dtype=dtype, threads=threads,
         api_key=os.environ.get("POSTTRAIN_ENGINE_KEY") or None,
         ready=lambda url: print(f"serving the Tinker API at {url}", flush=True),
     )  # fmt: skip

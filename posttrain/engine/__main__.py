@@ -19,9 +19,12 @@ from pathlib import Path
 from posttrain.engine.devices import KNOWN
 from posttrain.engine.errors import UserError
 from posttrain.engine.files import raise_file_limit
+from posttrain.engine.heap import keep_pages
 from posttrain.engine.hub import directories
+from posttrain.engine.precision import DTYPES
 from posttrain.engine.server import serve
 
+DTYPE_VARIABLE = "POSTTRAIN_DTYPE"  # so that connect() need not know
 KEY_VARIABLE = "POSTTRAIN_ENGINE_KEY"  # not an argument: those can be read by all users
 
 
@@ -33,12 +36,19 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 (the default) takes a free one")
     parser.add_argument("--device", default="auto", help=f"{KNOWN}; auto takes the best")
     parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=os.environ.get(DTYPE_VARIABLE, "float32"),
+        help="what matrices are multiplied in; auto is bfloat16 where the processor is made for it",
+    )
     parser.add_argument("--parent", type=int, help="end when this process has ended")
     parser.add_argument("--ready", type=Path, help="write the URL to this file once serving")
     args = parser.parse_args()
     if args.parent is not None:
         threading.Thread(target=outlive_not, args=(args.parent,), daemon=True).start()
     raise_file_limit()
+    keep_pages()
     logging.basicConfig(level="WARNING", format="%(asctime)s %(name)s: %(message)s")
 
     def ready(url: str) -> None:
@@ -58,6 +68,7 @@ def main() -> None:
             api_key=os.environ.get(KEY_VARIABLE) or None,
             threads=args.threads,
             device=args.device,
+            dtype=args.dtype,
             ready=ready,
         )
     except (UserError, ValueError, OSError) as error:

@@ -1,16 +1,14 @@
-"""Training examples: their validation, and their arrangement into padded batches.
+"""Training examples and their validation.
 
-Shapes: B examples, T positions, K targets a position (1 except for soft targets).
+Shapes: T positions, K targets a position (1 except for soft targets).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from posttrain.engine.config import DecoderConfig
 from posttrain.engine.errors import UserError
@@ -23,17 +21,6 @@ class Datum:
 
     tokens: np.ndarray
     inputs: dict[str, np.ndarray]
-
-
-@dataclass
-class Batch:
-    """Examples padded on the right: `tokens` and `real` `(B, T)`, inputs `(B, T, K)`."""
-
-    indices: list[int]
-    tokens: Tensor
-    real: Tensor
-    targets: Tensor
-    inputs: dict[str, Tensor]
 
 
 def find_loss(name: str, settings: Mapping[str, float | str]) -> tuple[Loss, dict[str, float]]:
@@ -106,46 +93,3 @@ def fault(datum: Datum, name: str, config: DecoderConfig) -> str | None:
         if not np.isfinite(value).all():
             return f"{key} holds NaN or infinity"
     return None
-
-
-def batches(data: Sequence[Datum], tokens: int, pairs: int) -> Iterator[Batch]:
-    """Arrange data of similar length together.
-
-    Args:
-        tokens: upper bound of B * T, padding included, unless one datum alone is longer.
-        pairs: the same of B * T * T, which bounds the memory of attention.
-    """
-    order = sorted(range(len(data)), key=lambda index: -len(data[index].tokens))
-    while order:
-        length = len(data[order[0]].tokens)
-        count = max(1, min(tokens // length, pairs // length**2))
-        yield collate(data, order[:count])
-        order = order[count:]
-
-
-def collate(data: Sequence[Datum], indices: list[int]) -> Batch:
-    """Pad the given data to one rectangle; cells without a datum's value are zero."""
-    chosen = [data[index] for index in indices]
-    rows, length = len(chosen), max(len(datum.tokens) for datum in chosen)
-    width = max(datum.inputs["target_tokens"][0].size for datum in chosen)
-    tokens = np.zeros((rows, length), np.int64)
-    real = np.zeros((rows, length), bool)
-    targets = np.zeros((rows, length, width), np.int64)
-    names = {name for datum in chosen for name in datum.inputs} - {"target_tokens"}
-    inputs = {name: np.zeros((rows, length, width), np.float32) for name in names | {"weights"}}
-    for row, datum in enumerate(chosen):
-        end = len(datum.tokens)
-        tokens[row, :end] = datum.tokens
-        real[row, :end] = True
-        cells = datum.inputs["target_tokens"].reshape(end, -1)
-        targets[row, :end, : cells.shape[1]] = cells
-        inputs["weights"][row, :end, : cells.shape[1]] = 1.0
-        for name in names & datum.inputs.keys():
-            inputs[name][row, :end, : cells.shape[1]] = datum.inputs[name].reshape(end, -1)
-    return Batch(
-        indices,
-        torch.from_numpy(tokens),
-        torch.from_numpy(real),
-        torch.from_numpy(targets),
-        {name: torch.from_numpy(value) for name, value in inputs.items()},
-    )

@@ -24,6 +24,7 @@ from posttrain.engine.graphs import CustomLoss
 from posttrain.engine.models import Models
 from posttrain.engine.paths import EXTERNAL, SAMPLER, WEIGHTS, check_name, run_name, session_of
 from posttrain.engine.peft import peft_files
+from posttrain.engine.precision import find_dtype
 from posttrain.engine.promises import Answer, Promise, Promises
 from posttrain.engine.requests import (
     need,
@@ -52,8 +53,16 @@ class Client:
 
 
 class Engine:
-    def __init__(self, models: Mapping[str, Path], state: Path, device: str = "cpu") -> None:
-        self.models = Models(models, choose(device))
+    def __init__(
+        self,
+        models: Mapping[str, Path],
+        state: Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        chosen = choose(device)
+        self.dtype = find_dtype(dtype, chosen)
+        self.models = Models(models, chosen)
         self.store = Store(state)
         self.usage = Usage(state)
         self.traces = Traces()
@@ -65,7 +74,7 @@ class Engine:
         self.worker = Worker()
         self.worker.start()
         self.samplers = Samplers(
-            self.models, self.store, self.promises, self.worker, self.usage, self.note
+            self.models, self.store, self.promises, self.worker, self.usage, self.note, self.dtype
         )
 
     def forget(self, session: Session) -> None:
@@ -197,7 +206,7 @@ class Engine:
     def create_model(self, body: dict[str, Any]) -> Promise:
         def work(client: Client) -> None:
             model = self.models.find(client.record.base_model)
-            client.trainer = Trainer(model.decoder, client.record.lora)
+            client.trainer = Trainer(model.decoder, client.record.lora, self.dtype)
 
         return self.register(body, "create_model", work)
 
@@ -213,7 +222,7 @@ class Engine:
                 )
             if client.trainer is None:
                 model = self.models.find(client.record.base_model)
-                client.trainer = Trainer(model.decoder, client.record.lora)
+                client.trainer = Trainer(model.decoder, client.record.lora, self.dtype)
             with_optimizer = optional(body, "optimizer", bool, False)
             client.trainer.load(
                 self.store.tensors(checkpoint, "adapter"),

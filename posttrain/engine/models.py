@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.model import Decoder
+from posttrain.engine.packed import Packed
 from posttrain.engine.stops import end_tokens, load_tokenizer
 
-MERGED = 8  # decoders with an adapter merged in that are kept at hand,
-ROOM = 4 * 2**30  # as long as their merged matrices take no more than this many bytes
+MERGED = 8  # weights with an adapter in place that are kept at hand,
+ROOM = 4 * 2**30  # as long as their own matrices take no more than this many bytes
 
 
 class Model:
@@ -80,27 +81,30 @@ class Weights:
 
 
 class Merged:
-    """The most recently used decoders with their adapters merged in: at least the last one."""
+    """The most recently used weights, arranged for computing with their adapters in place.
 
-    def __init__(self) -> None:
-        self.decoders: OrderedDict[str, Decoder] = OrderedDict()
-        self.sizes: dict[str, int] = {}  # bytes that no other decoder shares
+    At least the last one is kept.
+    """
 
-    def get(self, weights: Weights) -> Decoder:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.packed: OrderedDict[str, Packed] = OrderedDict()
+        self.sizes: dict[str, int] = {}  # bytes that they do not share with the decoder
+
+    def get(self, weights: Weights) -> Packed:
         """Raises UserError where the checkpoint has been deleted."""
-        if weights.file is None:
-            return weights.model.decoder
-        if weights.key not in self.decoders:
-            if not weights.file.is_file():
-                raise UserError(f"the weights of {weights.path or 'this sampler'} were deleted")
-            state = load_file(weights.file, device=str(weights.model.device))
-            adapter = Adapter.of_state(state, weights.lora)
-            decoder = self.decoders[weights.key] = weights.model.decoder.merged(adapter)
-            own = (decoder.get_parameter(f"{path}.weight") for path in adapter.factors)
-            self.sizes[weights.key] = sum(matrix.nbytes for matrix in own)
-        self.decoders.move_to_end(weights.key)
-        while len(self.decoders) > 1 and (
-            len(self.decoders) > MERGED or sum(self.sizes.values()) > ROOM
+        if weights.key not in self.packed:
+            adapter = None
+            if weights.file is not None:
+                if not weights.file.is_file():
+                    raise UserError(f"the weights of {weights.path or 'this sampler'} were deleted")
+                state = load_file(weights.file, device=str(weights.model.device))
+                adapter = Adapter.of_state(state, weights.lora)
+            packed = self.packed[weights.key] = Packed(weights.model.decoder, adapter, self.dtype)
+            self.sizes[weights.key] = packed.owned
+        self.packed.move_to_end(weights.key)
+        while len(self.packed) > 1 and (
+            len(self.packed) > MERGED or sum(self.sizes.values()) > ROOM
         ):
-            del self.sizes[self.decoders.popitem(last=False)[0]]
-        return self.decoders[weights.key]
+            del self.sizes[self.packed.popitem(last=False)[0]]
+        return self.packed[weights.key]

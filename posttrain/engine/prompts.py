@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from posttrain.engine.errors import UserError
-from posttrain.engine.model import Decoder
+from posttrain.engine.packed import Packed
 
 LOGITS = 2**24  # numbers in float32 that are held at once
 STREAM = 2**63  # the stream of random numbers for alternatives; samples have 0, 1, ...
@@ -46,13 +46,13 @@ class Alternatives(NamedTuple):
     logprobs: np.ndarray
 
 
-def target_scores(decoder: Decoder, hidden: Tensor, targets: Targets) -> np.ndarray:
+def target_scores(packed: Packed, hidden: Tensor, targets: Targets) -> np.ndarray:
     """The log-probability of each cell, float32 `(M,)`; `hidden` is `(T, D)` with T >= P - 1."""
     scores = np.zeros(len(targets.rows), np.float32)
     wanted = np.flatnonzero(targets.tokens >= 0)
     wanted = wanted[np.argsort(targets.rows[wanted], kind="stable")]
     rows, place = np.unique(targets.rows[wanted], return_inverse=True)
-    for start, logprobs in pieces(decoder, hidden[torch.from_numpy(rows).to(hidden.device)]):
+    for start, logprobs in pieces(packed, hidden[torch.from_numpy(rows).to(hidden.device)]):
         inside = (place >= start) & (place < start + len(logprobs))
         row = torch.from_numpy(place[inside] - start).to(hidden.device)
         token = torch.from_numpy(targets.tokens[wanted[inside]]).to(hidden.device)
@@ -61,7 +61,7 @@ def target_scores(decoder: Decoder, hidden: Tensor, targets: Targets) -> np.ndar
 
 
 def draw_alternatives(
-    decoder: Decoder, hidden: Tensor, count: int, temperature: float, seed: int
+    packed: Packed, hidden: Tensor, count: int, temperature: float, seed: int
 ) -> Alternatives:
     """`count` independent draws at every position after the first.
 
@@ -73,7 +73,7 @@ def draw_alternatives(
     uniforms = torch.from_numpy(random.random((len(hidden), count))).to(hidden.device)
     tokens = np.zeros((len(hidden), count), np.int64)
     scores = np.zeros((len(hidden), count), np.float32)
-    for start, logprobs in pieces(decoder, hidden):
+    for start, logprobs in pieces(packed, hidden):
         end = start + len(logprobs)
         if temperature:
             cumulative = (logprobs / temperature).softmax(-1).double().cumsum(-1)
@@ -87,16 +87,16 @@ def draw_alternatives(
     return Alternatives(tokens, scores)
 
 
-def pieces(decoder: Decoder, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+def pieces(packed: Packed, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(first row, log-probabilities float32 `(rows, V)`) of parts that fit in memory.
 
     Raises:
         UserError: they are not finite.
     """
-    size = max(1, LOGITS // decoder.config.vocab_size)
+    size = max(1, LOGITS // packed.config.vocab_size)
     for start in range(0, len(hidden), size):
         part = hidden[start : start + size]
-        logprobs = decoder.logits(part).float().log_softmax(-1)
+        logprobs = packed.logits(part).log_softmax(-1)
         if bool(logprobs.isnan().any()):
             raise UserError("the model's output is not finite; its training has diverged")
         yield start, logprobs

@@ -14,7 +14,7 @@ from posttrain.engine.errors import TooLargeError, UserError
 from posttrain.engine.lora import LoraConfig
 from posttrain.engine.models import Model
 from posttrain.engine.prompts import Targets
-from posttrain.engine.sampler import Request
+from posttrain.engine.sample import Request
 from posttrain.engine.stops import Stops, read_stops
 from posttrain.engine.trainer import AdamParams
 from posttrain.engine.wire import check_csr

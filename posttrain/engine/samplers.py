@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,7 +27,8 @@ from posttrain.engine.models import Merged, Model, Models, Weights
 from posttrain.engine.paths import SAMPLER
 from posttrain.engine.promises import Answer, Promise, Promises
 from posttrain.engine.requests import need, optional, read_sample
-from posttrain.engine.sampler import Generation, Request, Result
+from posttrain.engine.sample import Request, Result
+from posttrain.engine.sampler import Generation
 from posttrain.engine.sessions import Session
 from posttrain.engine.usage import Usage
 from posttrain.engine.wire import write_result
@@ -55,11 +57,15 @@ class Samplers:
         worker: Worker,
         used: Usage,
         note: Note,
+        dtype: torch.dtype,
     ) -> None:
-        """`note` is told of every request that has been answered, for the trace."""
+        """`note` is told of every request that has been answered, for the trace.
+
+        `dtype` is what matrices are multiplied in.
+        """
         self.models, self.store, self.worker = models, store, worker
         self.promises, self.usage, self.note = promises, used, note
-        self.merged = Merged()
+        self.merged = Merged(dtype)
         self.by_id: dict[str, Sampler] = {}
         self.waiting_bytes = 0  # of requests that are not answered yet
         # Nameless samplers live as long as the engine. (Killed, it leaves the directory to the

@@ -126,6 +126,7 @@ def serve(
     api_key: str | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    dtype: str = "float32",
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until interrupted.
@@ -136,6 +137,7 @@ def serve(
         port: 0 chooses a free one.
         state: directory of the checkpoints; made if it does not exist.
         threads: for computing; None leaves the choice to PyTorch.
+        dtype: float32, bfloat16 or auto: what matrices are multiplied in.
         ready: called with the server's URL once the port is open.
 
     Raises:
@@ -147,7 +149,7 @@ def serve(
         raise UserError(f"to listen on {host}, where other machines can connect, pass an API key")
     if threads is not None:
         torch.set_num_threads(threads)
-    engine = Engine(models, state, device)
+    engine = Engine(models, state, device, dtype)
     listener = listen(host, port)
     hosts = LOOPBACK if host in LOOPBACK else None
     server = uvicorn.Server(

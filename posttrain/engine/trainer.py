@@ -8,17 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from posttrain.engine.datum import Batch, Datum, batches, check, find_loss
+from posttrain.engine.attention import ForestAttention
+from posttrain.engine.datum import Datum, check, find_loss
 from posttrain.engine.errors import UserError
+from posttrain.engine.head import target_logprobs
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.losses import Loss
 from posttrain.engine.model import Decoder
+from posttrain.engine.packed import Packed
+from posttrain.engine.passes import Pass, passes
 
-TOKENS = 2048  # positions in one pass, padding included: beyond this, caches overflow
-PAIRS = 2**21  # B * T * T in one pass; each costs 8 bytes a head and layer until the backward
-CELLS = 2**24  # logits held at once, in float32: 64 MiB
+TOKENS = 2048  # positions in one pass: beyond this, caches overflow
+PAIRS = 2**21  # pairs of positions in one pass; each costs 4 bytes a head and layer
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,13 @@ class Output:
 class Trainer:
     """Accumulates gradients of the adapter until an optimizer step uses them."""
 
-    def __init__(self, base: Decoder, config: LoraConfig) -> None:
-        """Raises UserError where the rank does not fit the model."""
+    def __init__(
+        self, base: Decoder, config: LoraConfig, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """`dtype` is what matrices are multiplied in; adapter and optimizer are float32 always.
+
+        Raises UserError where the rank does not fit the model.
+        """
         limit = base.config.hidden_size
         if not 1 <= config.rank <= limit:
             raise UserError(f"LoRA rank {config.rank} is not between 1 and this model's {limit}")
@@ -59,6 +66,8 @@ class Trainer:
         self.adapter = Adapter.fresh(base.linear_shapes(), config)
         for factor in self.adapter.parameters():
             factor.data = factor.data.to(base.lm_head.weight.device)
+        self.dtype = dtype
+        self.packed: Packed | None = None  # None where it does not hold the present weights
         self.gradients: list[Tensor] | None = None
         self.reset_optimizer()
 
@@ -85,10 +94,10 @@ class Trainer:
         logprobs: list[np.ndarray] = [np.empty(0)] * len(data)
         totals = np.zeros(len(data))
         gradients: list[Tensor] | None = None
-        for batch in batches(data, TOKENS, PAIRS):
-            batch = to_device(batch, self.base.lm_head.weight.device)
+        packed = self.pack()
+        for batch in passes(data, TOKENS, PAIRS, packed.device):
             with torch.set_grad_enabled(backward):
-                scores = self.score(batch, loss)
+                scores = self.score(packed, batch, loss)
                 losses = loss.function(scores, batch.inputs, complete) * batch.inputs["weights"]
                 per_datum = losses.sum((1, 2))
             found = per_datum.detach().cpu().double().numpy()
@@ -105,22 +114,27 @@ class Trainer:
             self.gradients = plus(self.gradients, gradients)
         return Output(logprobs, {"loss:sum": float(totals.sum())})
 
-    def score(self, batch: Batch, loss: Loss) -> Tensor:
+    def pack(self) -> Packed:
+        """The base model with the present adapter, arranged for computing."""
+        if self.packed is None:
+            self.packed = Packed(self.base, self.adapter, self.dtype)
+        return self.packed
+
+    def score(self, packed: Packed, batch: Pass, loss: Loss) -> Tensor:
         """Log-probabilities of the targets `(B, T, K)`; a gradient only where the loss has one."""
-        hidden = self.base(batch.tokens, adapter=self.adapter)
+        forest = batch.forest
+        hidden = packed.hidden(
+            forest.tokens, forest.positions, ForestAttention(forest, packed.dtype)
+        )
         weighs = batch.inputs["weights"]
         if loss.silent is not None:
             weighs = weighs * batch.inputs[loss.silent]
-        active = batch.real & (weighs != 0).any(-1)
+        active = (weighs != 0).any(-1)[batch.real]
+        found = cell_logprobs(
+            packed, hidden, batch.cells[batch.real], batch.targets[batch.real], active
+        )
         scores = torch.zeros(batch.targets.shape, device=hidden.device)
-        for places, wanted in ((active, True), (batch.real & ~active, False)):
-            where = places.nonzero(as_tuple=True)
-            with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-                found = target_logprobs(
-                    self.base, self.adapter, hidden[where], batch.targets[where]
-                )
-            scores = scores.index_put(where, found)
-        return scores
+        return scores.index_put((batch.real,), found)
 
     def add(self, gradients: list[Tensor] | None, total: Tensor) -> list[Tensor]:
         """`gradients` plus those of `total`."""
@@ -152,7 +166,7 @@ class Trainer:
         )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.gradients = None
+        self.gradients = self.packed = None
         return {"grad_norm:mean": norm}
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -175,7 +189,7 @@ class Trainer:
             self.adapter.load(adapter)
         except ValueError as error:
             raise UserError(str(error)) from None
-        self.gradients = None
+        self.gradients = self.packed = None
         self.reset_optimizer()
         for name, factor in zip(self.adapter.state(), self.adapter.parameters(), strict=True):
             state = {
@@ -187,37 +201,31 @@ class Trainer:
                 self.optimizer.state[factor] = state
 
 
-def target_logprobs(
-    decoder: Decoder, adapter: Adapter | None, hidden: Tensor, targets: Tensor
+def cell_logprobs(
+    packed: Packed, hidden: Tensor, cells: Tensor, targets: Tensor, active: Tensor
 ) -> Tensor:
-    """Log-probabilities, float32 `(M, K)`, of `targets` `(M, K)` after `hidden` `(M, D)`.
+    """Log-probabilities `(M, K)` of `targets` at positions `cells` `(M,)` of `hidden` `(N, D)`.
 
-    At most CELLS logits exist at a time; beyond that the backward pass computes them again.
+    What several examples ask in common is computed once. Only where `active` `(M,)` is True for
+    one of them has the result a gradient: elsewhere no logits are kept.
     """
-
-    def piece(hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = decoder.logits(hidden, adapter).float()
-        return logits.gather(-1, targets) - logits.logsumexp(-1, keepdim=True)
-
-    size = max(1, CELLS // decoder.config.vocab_size)
-    if len(hidden) <= size:
-        return piece(hidden, targets)
-    parts = zip(hidden.split(size), targets.split(size), strict=True)
-    return torch.cat([checkpoint(piece, h, t, use_reentrant=False) for h, t in parts])
+    inverse = None
+    if targets.shape[1] == 1:
+        size = packed.config.vocab_size
+        asked, inverse = torch.unique(cells * size + targets[:, 0], return_inverse=True)
+        cells, targets = asked // size, asked[:, None] % size
+        active = torch.zeros(len(asked), device=cells.device).index_add_(0, inverse, active.float())
+    scores = torch.zeros(targets.shape, device=hidden.device)
+    for wanted in (True, False):
+        (where,) = ((active != 0) == wanted).nonzero(as_tuple=True)
+        if len(where):
+            with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
+                states = hidden.index_select(0, cells[where])
+                found = target_logprobs(packed.head, states, targets[where])
+            scores = scores.index_put((where,), found)
+    return scores if inverse is None else scores.index_select(0, inverse)
 
 
 def plus(old: list[Tensor] | None, new: list[Tensor]) -> list[Tensor]:
     """The sum of two lists of gradients; does not change either."""
     return new if old is None else [a + b for a, b in zip(old, new, strict=True)]
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    return Batch(
-        batch.indices,
-        batch.tokens.to(device),
-        batch.real.to(device),
-        batch.targets.to(device),
-        {name: value.to(device) for name, value in batch.inputs.items()},
-    )

@@ -13,7 +13,7 @@ from posttrain.engine import limits
 from posttrain.engine.datum import Datum
 from posttrain.engine.errors import TooLargeError, UserError
 from posttrain.engine.prompts import Targets
-from posttrain.engine.sampler import Result, Top
+from posttrain.engine.sample import Result, Top
 from posttrain.engine.trainer import Output
 
 NUMPY: dict[int, np.dtype[Any]] = {

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import torch
 
 from posttrain.engine.config import DecoderConfig
-from posttrain.engine.sampler import Generation, Request, Result
+from posttrain.engine.sample import Request, Result
+from posttrain.engine.sampler import Generation
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from posttrain.engine.devices import choose
 from posttrain.engine.draw import Policy, precise
 from posttrain.engine.errors import UserError
-from posttrain.engine.sampler import Request
+from posttrain.engine.sample import Request
 
 
 @pytest.mark.parametrize(

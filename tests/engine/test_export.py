@@ -31,11 +31,12 @@ from posttrain.engine.export import (
 )
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.model import Decoder
+from posttrain.engine.packed import Packed
 from posttrain.engine.paths import WEIGHTS
 from posttrain.engine.shards import SINGLE, weight_files
 from tests.conftest import KEY, start_engine, write_tokenizer
 from tests.engine.test_families import checkpoint as random_model
-from tests.engine.test_families import tokens_of
+from tests.engine.test_families import packed_logits, tokens_of
 from tests.engine.test_model import filled
 
 RUN = "abc:train:0"
@@ -109,6 +110,9 @@ def test_transformers_computes_the_same_with_a_merged_model(
     torch.testing.assert_close(
         logits_of(Decoder.load(out)), logits_of(decoder.merged(adapter)), atol=2e-5, rtol=0
     )
+    with torch.no_grad():
+        packed = packed_logits(Packed(decoder, adapter), tokens_of())
+    torch.testing.assert_close(theirs(again), packed, atol=1e-4, rtol=0)
     text = "What is exported reads as before."
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer(text).input_ids == AutoTokenizer.from_pretrained(base)(text).input_ids

@@ -13,11 +13,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from posttrain.engine.attention import ForestAttention
 from posttrain.engine.config import DecoderConfig
+from posttrain.engine.forest import Forest, Group
 from posttrain.engine.lora import ALPHA, LoraConfig
 from posttrain.engine.model import Decoder
+from posttrain.engine.packed import Packed
 from posttrain.engine.rope import RopeScaling, frequencies
-from posttrain.engine.sampler import Generation, Request
+from posttrain.engine.sample import Request
+from posttrain.engine.sampler import Generation
 from posttrain.engine.stops import Stops
 from tests.engine.test_model import filled
 
@@ -79,6 +83,15 @@ def tokens_of(rows: int = 3, length: int = 40) -> Tensor:
     return torch.randint(0, 260, (rows, length), generator=torch.Generator().manual_seed(3))
 
 
+def packed_logits(packed: Packed, tokens: Tensor) -> Tensor:
+    """`(B, T, V)` as training and prefill compute them, for `tokens` `(B, T)`."""
+    groups = [Group((row,), tokens.shape[1]) for row in range(len(tokens))]
+    forest = Forest.plant(list(tokens.numpy()), groups, packed.device)
+    attend = ForestAttention(forest, packed.dtype)
+    hidden = packed.hidden(forest.tokens, forest.positions, attend)
+    return packed.logits(hidden).view(*tokens.shape, -1)
+
+
 @cases
 @pytest.mark.parametrize("shard", ["50GB", "20KB"])
 def test_logits_are_those_of_transformers(tmp_path: Path, case: str, shard: str) -> None:
@@ -93,7 +106,22 @@ def test_logits_are_those_of_transformers(tmp_path: Path, case: str, shard: str)
 
 
 @cases
-def test_adapter_gradients_are_those_of_peft(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize("adapted", [False, True])
+def test_packed_weights_compute_what_the_decoder_computes(
+    tmp_path: Path, case: str, adapted: bool
+) -> None:
+    checkpoint(tmp_path, case)
+    decoder, tokens = Decoder.load(tmp_path), tokens_of()
+    adapter = filled(decoder, LoraConfig(rank=4, seed=3)) if adapted else None
+    with torch.no_grad():
+        expected = decoder.logits(decoder(tokens, adapter=adapter), adapter)
+        found = packed_logits(Packed(decoder, adapter), tokens)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@cases
+@pytest.mark.parametrize("packed", [False, True])
+def test_adapter_gradients_are_those_of_peft(tmp_path: Path, case: str, packed: bool) -> None:
     theirs = checkpoint(tmp_path, case)
     ours = Decoder.load(tmp_path)
     adapter = filled(ours, LoraConfig(rank=4, seed=3))
@@ -106,14 +134,18 @@ def test_adapter_gradients_are_those_of_peft(tmp_path: Path, case: str) -> None:
         modules[path].lora_A["default"].weight.data.copy_(a.data)
         modules[path].lora_B["default"].weight.data.copy_(b.data)
     tokens = tokens_of(2, 17)
-    for logits in (ours.logits(ours(tokens, adapter=adapter), adapter), wrapped(tokens).logits):
+    if packed:
+        mine = packed_logits(Packed(ours, adapter), tokens)
+    else:
+        mine = ours.logits(ours(tokens, adapter=adapter), adapter)
+    for logits in (mine, wrapped(tokens).logits):
         scores = logits[:, :-1].log_softmax(-1)
         scores.gather(-1, tokens[:, 1:, None]).sum().backward()
     for path, pair in adapter.factors.items():
-        mine: Any
-        for mine, letter in zip(pair, ("lora_A", "lora_B"), strict=True):
+        factor: Any
+        for factor, letter in zip(pair, ("lora_A", "lora_B"), strict=True):
             grad = getattr(modules[path], letter)["default"].weight.grad
-            assert (mine.grad - grad).norm() <= 1e-5 * grad.norm(), (path, letter)
+            assert (factor.grad - grad).norm() <= 1e-5 * grad.norm(), (path, letter)
 
 
 @cases

@@ -1,4 +1,4 @@
-"""Decoders with an adapter merged in: how many are kept."""
+"""Weights with an adapter in place: how many are kept, and how large they are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from posttrain.engine import models
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.models import Merged, Model, Weights
+from posttrain.engine.packed import Packed
 
 
 @pytest.fixture
@@ -33,16 +34,27 @@ def test_as_many_are_kept_as_there_is_room_for(
     shapes = weights[0].model.decoder.linear_shapes().values()
     size = sum(4 * rows * columns for rows, columns in shapes)  # bytes of float32
     monkeypatch.setattr(models, "ROOM", int(copies * size))
-    merged = Merged()
+    merged = Merged(torch.float32)
     for each in weights:
         merged.get(each)
-    assert list(merged.decoders) == ["0", "1", "2"][-kept:]
-    assert merged.sizes == dict.fromkeys(merged.decoders, size)
+    assert list(merged.packed) == ["0", "1", "2"][-kept:]
+    assert merged.sizes == dict.fromkeys(merged.packed, size)
 
 
 def test_the_last_used_are_kept(weights: list[Weights], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "MERGED", 2)
-    merged = Merged()
+    merged = Merged(torch.float32)
     for index in (0, 1, 0, 2):
         merged.get(weights[index])
-    assert list(merged.decoders) == ["0", "2"]
+    assert list(merged.packed) == ["0", "2"]
+
+
+def test_what_is_shared_with_the_decoder_is_not_counted(weights: list[Weights]) -> None:
+    decoder = weights[0].model.decoder
+    shapes = decoder.linear_shapes()
+    sizes = {path: rows * columns for path, (rows, columns) in shapes.items()}
+    alone = ("o_proj", "down_proj", "lm_head")  # not side by side with others
+    joined = sum(size for path, size in sizes.items() if not path.endswith(alone))
+    assert Packed(decoder).owned == 4 * joined
+    half = sum(sizes.values()) - sizes["lm_head"]  # logits are in float32 always
+    assert Packed(decoder, None, torch.bfloat16).owned == 2 * half

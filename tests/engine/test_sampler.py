@@ -16,7 +16,8 @@ from posttrain.engine.draw import Policy, draw, trim
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import LoraConfig
 from posttrain.engine.model import Decoder
-from posttrain.engine.sampler import Generation, Request, Result
+from posttrain.engine.sample import Request, Result
+from posttrain.engine.sampler import Generation
 from posttrain.engine.stops import Stops, end_tokens, load_tokenizer, read_stops
 from posttrain.engine.trainer import Trainer
 from tests.conftest import TINY

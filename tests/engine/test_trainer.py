@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posttrain.engine import datum as datum_module
+from posttrain.engine import head as head_module
 from posttrain.engine import trainer as trainer_module
 from posttrain.engine.datum import Datum
 from posttrain.engine.errors import UserError
@@ -112,7 +112,7 @@ def test_neither_order_nor_split_matters(
     expected = whole.forward_backward(data, name, config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "TOKENS", tokens)
-        patch.setattr(trainer_module, "CELLS", 3 * TINY.vocab_size)  # three positions at a time
+        patch.setattr(head_module, "CELLS", 3 * TINY.vocab_size)  # three positions at a time
         found = parts.forward_backward([data[i] for i in order], name, config)
     assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-4)
     for place, index in enumerate(order):
@@ -270,10 +270,3 @@ def test_rank_and_optimizer_parameters_are_checked(base: Decoder) -> None:
         AdamParams(learning_rate=float("nan"))
     with pytest.raises(UserError, match="below 1"):
         AdamParams(beta2=1.0)
-
-
-def test_batches_hold_every_datum_once_within_the_bounds() -> None:
-    data = [example(n, n) for n in (3, 60, 8, 5, 12, 1, 60)]
-    found = list(datum_module.batches(data, tokens=64, pairs=4000))
-    assert sorted(index for batch in found for index in batch.indices) == list(range(7))
-    assert all(batch.tokens.numel() <= 64 for batch in found)

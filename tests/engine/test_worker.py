@@ -11,7 +11,8 @@ import pytest
 
 from posttrain.engine import worker as worker_module
 from posttrain.engine.model import Decoder
-from posttrain.engine.sampler import Generation, Request, Result
+from posttrain.engine.sample import Request, Result
+from posttrain.engine.sampler import Generation
 from posttrain.engine.worker import Waiting, Worker
 from tests.conftest import TINY
 
