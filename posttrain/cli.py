@@ -13,6 +13,7 @@ from rich.table import Table
 
 from posttrain.scale import scale_from
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 HOME = Path(__file__).resolve().parents[1]  # the checkout, where lessons keep their results
 
 app = typer.Typer(
@@ -287,7 +288,9 @@ def main() -> None:
 
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command resumes")
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("interrupted; the same command resumes", file=sys.stderr)
+        raise
     except (ValueError, OSError, RuntimeError, TinkerError, BackendError, UserError) as error:
         sys.exit(f"posttrain: {error}")

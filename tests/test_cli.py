@@ -1,6 +1,7 @@
 """The command line: help that teaches, and bad input answered in one line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,21 @@ def test_an_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "unknown base model 'posttrain/none'; known: posttrain/base" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_quietly_and_says_that_the_same_command_resumes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "posttrain", "lab", "--scale", "smoke", "--out", str(tmp_path)]
+    quiet = {"TINKER_BASE_URL": "", "TINKER_API_KEY": "", "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **quiet}
+    ) as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            if line.startswith("base: "):
+                job.send_signal(signal.SIGINT)
+        assert job.stderr is not None
+        said = job.stderr.read()
+    assert job.returncode == 130
+    assert said.strip().endswith("interrupted; the same command resumes")
+    assert "Traceback" not in said
