@@ -30,7 +30,7 @@ TIE = 1e-3  # nats; closer sums than this are equal: trainer and sampler agree n
 
 @dataclass(frozen=True)
 class Config:
-    learning_rate: float = 3e-4  # at the first step; falls linearly to zero
+    learning_rate: float = 1e-4  # at the first step; falls linearly to zero
     batch_size: int = 16  # pairs a step; both answers of a pair are always in the same batch
     steps: int = 60
     seed: int = 0  # order of the pairs

@@ -67,24 +67,26 @@ def averages(w: Numbers, n: Numbers) -> list[float]:
     return [a / b for a, b in zip(w, n, strict=True)]
 
 
-def plain_dpo(w, rw, nw, v, rv, nv):  # type: ignore[no-untyped-def]
+def plain_dpo(w: Numbers, rw: Numbers, nw: Numbers, v: Numbers, rv: Numbers, nv: Numbers) -> float:
     return mean([softplus(-0.3 * h) for h in gaps(w, rw, v, rv)])
 
 
-def plain_cdpo(w, rw, nw, v, rv, nv):  # type: ignore[no-untyped-def]
+def plain_cdpo(w: Numbers, rw: Numbers, nw: Numbers, v: Numbers, rv: Numbers, nv: Numbers) -> float:
     return mean([0.8 * softplus(-0.3 * h) + 0.2 * softplus(0.3 * h) for h in gaps(w, rw, v, rv)])
 
 
-def plain_ipo(w, rw, nw, v, rv, nv):  # type: ignore[no-untyped-def]
+def plain_ipo(w: Numbers, rw: Numbers, nw: Numbers, v: Numbers, rv: Numbers, nv: Numbers) -> float:
     return mean([(h - 1 / 0.6) ** 2 for h in gaps(w, rw, v, rv)])
 
 
-def plain_simpo(w, rw, nw, v, rv, nv):  # type: ignore[no-untyped-def]
+def plain_simpo(
+    w: Numbers, rw: Numbers, nw: Numbers, v: Numbers, rv: Numbers, nv: Numbers
+) -> float:
     pairs = zip(averages(w, nw), averages(v, nv), strict=True)
     return mean([softplus(-(2.5 * a - 2.5 * b - 0.7)) for a, b in pairs])
 
 
-def plain_orpo(w, rw, nw, v, rv, nv):  # type: ignore[no-untyped-def]
+def plain_orpo(w: Numbers, rw: Numbers, nw: Numbers, v: Numbers, rv: Numbers, nv: Numbers) -> float:
     total = []
     for a, b in zip(averages(w, nw), averages(v, nv), strict=True):
         p, q = math.exp(a), math.exp(b)
@@ -92,12 +94,18 @@ def plain_orpo(w, rw, nw, v, rv, nv):  # type: ignore[no-untyped-def]
     return mean(total)
 
 
-def plain_kto(w, rw, nw, v, rv, nv, at=None):  # type: ignore[no-untyped-def]
+def plain_kto(
+    w: Numbers,
+    rw: Numbers,
+    nw: Numbers,
+    v: Numbers,
+    rv: Numbers,
+    nv: Numbers,
+    at: tuple[Numbers, Numbers] | None = None,
+) -> float:
     """`at`: policy sums at which z is held fixed, for differences."""
-    good, bad = (
-        [a - b for a, b in zip(w, rw, strict=True)],
-        [a - b for a, b in zip(v, rv, strict=True)],
-    )
+    good = [a - b for a, b in zip(w, rw, strict=True)]
+    bad = [a - b for a, b in zip(v, rv, strict=True)]
     fixed_w, fixed_v = at or (w, v)
     z = max(0.0, mean([a - b for a, b in zip([*fixed_w, *fixed_v], [*rw, *rv], strict=True)]))
     values = [1.5 * (1 - 1 / (1 + math.exp(-0.3 * (r - z)))) for r in good]
@@ -105,11 +113,13 @@ def plain_kto(w, rw, nw, v, rv, nv, at=None):  # type: ignore[no-untyped-def]
     return mean(values)
 
 
-def plain_nll(w, rw, nw, v, rv, nv):  # type: ignore[no-untyped-def]
+def plain_nll(w: Numbers, rw: Numbers, nw: Numbers, v: Numbers, rv: Numbers, nv: Numbers) -> float:
     return plain_dpo(w, rw, nw, v, rv, nv) - 0.4 * mean(averages(w, nw))
 
 
-def plain_averaged(w, rw, nw, v, rv, nv):  # type: ignore[no-untyped-def]
+def plain_averaged(
+    w: Numbers, rw: Numbers, nw: Numbers, v: Numbers, rv: Numbers, nv: Numbers
+) -> float:
     per = [averages(x, n) for x, n in ((w, nw), (rw, nw), (v, nv), (rv, nv))]
     return mean([(h - 1 / 0.6) ** 2 for h in gaps(*per)])
 
