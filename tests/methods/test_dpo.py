@@ -324,6 +324,24 @@ def test_only_completions_get_gradient(pairs: list[Pair]) -> None:
         assert weights[-1] == 1  # the end token
 
 
+def test_each_answer_is_counted_in_its_own_tokens(pairs: list[Pair]) -> None:
+    """With log p = -1 everywhere, a sum is minus the length: text of bytes, and the end token."""
+    data_D = [d for p in pairs for d in (p.chosen, p.rejected)]
+    logprobs_D = [torch.full((d.model_input.length,), -1.0) for d in data_D]
+
+    def look(chosen: Logps, rejected: Logps) -> Tensor:
+        for side, texts in (
+            (chosen, [p.chosen for p in SHOWN]),
+            (rejected, [p.rejected for p in SHOWN]),
+        ):
+            expected = [float(len(f"assistant: {text}") + 1) for text in texts]
+            assert side.length.tolist() == expected
+            assert (-side.policy).tolist() == expected
+        return dpo_loss(chosen, rejected)
+
+    batch_loss(look, pairs, data_D, logprobs_D)
+
+
 def test_it_learns_the_preferences(tiny: tinker.TrainingClient, pairs: list[Pair]) -> None:
     cfg = Config(batch_size=3, steps=40, learning_rate=1e-2)
     metrics = list(train(tiny, pairs, cfg))
