@@ -111,6 +111,7 @@ def test_typesetting_makes_no_difference(a: str, b: str) -> None:
         ("(1, 2)", "(2, 1)"),
         ("(1,234)", "(1234)"),
         ("x", "X"),
+        ("ab", "AB"),
         ("x = 5", "y = 5"),
         ("1 2", "12"),
         ("x^{10}", "x^10"),

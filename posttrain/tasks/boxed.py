@@ -20,6 +20,7 @@ RATIONAL = re.compile(
 )
 THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 NAMED = re.compile(r"[A-Za-z](?:\([A-Za-z]\))?=([^=]+)")  # x = 5, f(x) = 2x
+WORDS = ("yes", "no", "true", "false")  # in capitals or not; but AB is not ab
 REPLACED = [
     (r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname)\{([^{}]*)\}", r"\1"),
     (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])", ""),
@@ -68,7 +69,7 @@ def normal(answer: str) -> str:
     text = text.removesuffix(".")
     if THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
-    if len(text) > 1 and text.isalpha():  # Yes, yes; but X is not x
+    if text.lower() in WORDS:
         text = text.lower()
     return text.removeprefix("+")
 
