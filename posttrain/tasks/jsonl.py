@@ -21,12 +21,13 @@ def read_rows(path: str | Path, columns: Mapping[str, type]) -> list[tuple[str, 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist")
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    # Not `splitlines`: it also splits at U+2028 and the like, which JSON strings may hold.
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
         if line.strip():
             place = f"{path}:{number}"
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:  # also of bytes that are no UTF-8
                 raise ValueError(f"{place}: not JSON: {error}; {_expected(columns)}") from error
             rows.append((place, check_row(row, columns, place)))
     if not rows:
