@@ -1,6 +1,7 @@
 """Procedural problems of reasoning-gym (Stojanovski et al. 2025, arXiv:2505.24760), without end.
 
-Generated on this machine, from a seed; nothing is downloaded. Answers are read from
+Generated on this machine, from a seed; nothing is downloaded. The library is optional: it is
+installed for the tests, and by hand for use. Answers are read from
 `<answer>...</answer>`, and are right where the library's own scorer gives full marks.
 
 Only families in `FAMILIES` are offered. Of the library's others, some evaluate a model's answer as
@@ -82,7 +83,13 @@ class GymProblem:
 
 def candidates(family: str, seed: int, config: dict[str, Any]) -> Iterator[GymProblem]:
     """The endless sequence that a seed defines."""
-    import reasoning_gym  # slow to import, and needed only here
+    try:
+        import reasoning_gym  # slow to import, and needed only here
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "these problems need reasoning-gym: pip install reasoning-gym==0.1.25 (it compiles "
+            "one of its parts, so it is not installed by default)"
+        ) from None
 
     for chunk in itertools.count():
         # Items i + 1 of seed s and i of seed s + 1 are the same in this library, so seeds are far
