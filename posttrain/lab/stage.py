@@ -38,6 +38,7 @@ class Stage:
         for line in self.metrics:
             ledger.train(int(line["tokens"]), parameters)
             ledger.sample(int(line.get("sampled_tokens", 0)), parameters)
+            ledger.score(int(line.get("scored_tokens", 0)), parameters)
             ledger.seconds += line["seconds"]
         return ledger
 
