@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 import platform
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -148,8 +149,9 @@ def train_tokenizer(recipe: Recipe, sample: int = 20_000) -> PreTrainedTokenizer
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> Iterator[Tensor]:
     """Batches `(rows, length + 1)` from number `start` on; batch i depends on i alone.
 
-    Whole documents are packed into rows, each into the first that has room for it; what stays
-    free is padding, which carries no loss.
+    Whole documents are packed into rows, each into the first that has room for it, and shuffled
+    there: long ones would otherwise come first in most rows. What stays free is padding, which
+    carries no loss.
     """
     vocabulary = tokenizer.get_vocab()
     pad, end = vocabulary["<|pad|>"], vocabulary["<|endoftext|>"]
@@ -157,16 +159,24 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> I
         phase, _ = recipe.phase(step)
         width = phase.length + 1
         source = documents((recipe.seed << 32) + step + 1, phase.mixture)
-        rows: list[list[int]] = [[] for _ in range(phase.rows)]
+        rows: list[list[list[int]]] = [[] for _ in range(phase.rows)]
+        free = [width] * phase.rows
         offered = 1.2 * phase.rows * width  # tokens; more than there is room for, to fill the gaps
         while offered > 0:
             texts = list(itertools.islice(source, 16))
             for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
                 offered -= len(ids) + 1
-                row = next((r for r in rows if len(r) + len(ids) < width), None)
-                if row is not None:
-                    row += [*ids, end]
-        yield torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+                at = next((i for i, room in enumerate(free) if room > len(ids)), None)
+                if at is not None:
+                    rows[at].append([*ids, end])
+                    free[at] -= len(ids) + 1
+        shuffle = random.Random(step)
+        batch = torch.full((phase.rows, width), pad)
+        for row, packed in zip(batch, rows, strict=True):
+            shuffle.shuffle(packed)
+            flat = [token for document in packed for token in document]
+            row[: len(flat)] = torch.tensor(flat)
+        yield batch
 
 
 def initialise(decoder: Decoder, seed: int) -> None:
