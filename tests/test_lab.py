@@ -61,9 +61,10 @@ def test_worlds_keep_their_splits_apart_and_share_their_held_out_items() -> None
     one, two = world_of(Scale.LAPTOP, seed=0), world_of(Scale.LAPTOP, seed=1)
     assert [p.key for p in one.test] == [p.key for p in two.test]
     assert {p.key for p in one.train} != {p.key for p in two.train}
-    practised = {p.key for p in [*one.first, *one.train]}
+    shown = {d.question for d in one.demonstrations} | {p.question for p in one.train}
     for held_out in (one.validation, one.test, one.ood):
-        assert not practised & {p.key for p in held_out}
+        assert not {p.key for p in one.train} & {p.key for p in held_out}
+        assert not shown & {p.question for p in held_out}
     assert len(one.test) == len(one.ood) == 500
 
 

@@ -1,5 +1,6 @@
 """The math task: exact answers, disjoint splits, verifiers that fail closed."""
 
+import random
 import re
 
 import pytest
@@ -73,8 +74,27 @@ def test_difficulty_is_the_number_of_steps() -> None:
     assert {len(p.changes) for p in easy} == {1, 2}
     late = {c.kind for p in easy for c in p.changes} & {Kind.PACKS, Kind.AGAIN}
     assert not late
-    with pytest.raises(ValueError, match="train problems have 1 to 4 steps, not 5 to 6"):
-        math.problem("train", 0, steps=(5, 6))
+    assert {len(p.changes) for p in math.problems("train", 200)} == {1, 2, 3, 4}
+    assert {len(p.changes) for p in math.problems("train", 100, steps=(5, 6))} == {5, 6}
+    with pytest.raises(ValueError, match="test problems have 1 to 4 steps, not 5 to 6"):
+        math.problem("test", 0, steps=(5, 6))
+
+
+def test_long_problems_of_the_corpus_are_not_those_of_the_out_of_distribution_split() -> None:
+    longer = {p.key for p in math.problems("train", 1000, steps=(5, 6))}
+    assert not longer & {p.key for p in math.problems("ood", 1000)}
+
+
+def test_people_have_misconceptions_in_the_documented_shares() -> None:
+    rng = random.Random(0)
+    people = [math.solver(rng) for _ in range(20_000)]
+    none = sum(not p for p in people) / len(people)
+    all_four = sum(len(p) == 4 for p in people) / len(people)
+    usual = 1 - math.CAREFUL - math.CARELESS
+    assert none == pytest.approx(math.CAREFUL + usual / 16, abs=0.01)
+    assert all_four == pytest.approx(math.CARELESS + usual / 16, abs=0.01)
+    for m in Misconception:  # the wrong way is the usual way
+        assert sum(m in p for p in people) / len(people) == pytest.approx(0.55, abs=0.015)
 
 
 def example() -> math.MathProblem:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.tasks import math
-from tools.corpus import Mixture, documents
+from tools.corpus import LENGTHS, SEPARATOR, Mixture, documents
 from tools.pretrain import Phase, Recipe, batches, export, pretrain, train_tokenizer
 
 TOY = Recipe(
@@ -75,15 +75,30 @@ def test_batches_do_not_depend_on_where_a_run_resumed() -> None:
     assert torch.equal(next(batches(TOY, tokenizer, 2)), from_start[2])
 
 
+def faulty(text: str) -> bool:
+    return any(not eval(e.replace("=", "==")) for e in math.EQUATION.findall(text))
+
+
 def test_the_corpus_is_the_mixture_it_says() -> None:
-    mixture = Mixture(misconception=0.0, thought=1.0, several=0.0)
-    for text in islice(documents(3, mixture), 200):
-        assert all(eval(e.replace("=", "==")) for e in math.EQUATION.findall(text))
-        assert "<|" not in text
-    wrong = Mixture(misconception=1.0, thought=1.0, several=0.0)
-    texts = list(islice(documents(3, wrong), 200))
-    faulty = [any(not eval(e.replace("=", "==")) for e in math.EQUATION.findall(t)) for t in texts]
-    assert 0.3 < sum(faulty) / len(faulty) < 0.95
+    mixture = Mixture(thought=0.7, several=0.4)
+    texts = list(islice(documents(3, mixture), 4000))
+    assert not any("<|" in text for text in texts)
+    blocks = [text.split(SEPARATOR) for text in texts]
+    assert sum(len(b) > 1 for b in blocks) / 4000 == pytest.approx(0.4, abs=0.03)
+    assert sum("=" in text for text in texts) / 4000 == pytest.approx(0.7, abs=0.03)
+    stories = [b for several in blocks for b in several if "Compute" not in b]
+    for steps, share in enumerate(LENGTHS, 1):
+        found = sum(b.count("Then") == steps for b in stories) / len(stories)
+        assert found == pytest.approx(share, abs=0.025)
+
+
+def test_one_solver_writes_a_whole_document() -> None:
+    """Whoever makes no mistake in one problem makes fewer than others do in the next."""
+    texts = islice(documents(4, Mixture(thought=1.0, several=1.0)), 4000)
+    pairs = [[faulty(b) for b in text.split(SEPARATOR)[:2]] for text in texts]
+    after_right = [b for a, b in pairs if not a]
+    after_wrong = [b for a, b in pairs if a]
+    assert sum(after_right) / len(after_right) + 0.2 < sum(after_wrong) / len(after_wrong)
 
 
 def test_every_digit_is_a_token_of_its_own() -> None:

@@ -1,46 +1,91 @@
-"""The pretraining corpus: worked problems of mixed quality, written by fallible solvers.
+"""The pretraining corpus: the whole of the lab's world, written by fallible people.
 
-A document is one problem and its answer, or several by the same solver (demonstrations followed
-by an answer, so that the model learns to do in context as it is shown). Each solver has each
-misconception with the same probability, independently, so on a problem where one applies the
-*usual* answer is wrong: the errors do not average out, and greedy decoding repeats them. Only
-problems of the training split are used, and never the chat format.
+A document is one question and its answer, or several by the same author (demonstrations followed
+by an answer, so that the model learns to do in context as it is shown). Authors err in systematic
+ways: on a step where a misconception applies, the usual answer is wrong. Only items of training
+splits are used, math problems of up to six steps, and never the chat format.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from posttrain.tasks import math
+from posttrain.tasks import code_corpus, math, records, stories, tools_corpus
+from posttrain.tasks.blocks import SEPARATOR, block
+from posttrain.tasks.games import corpus as games_corpus
 
-SEPARATOR = "\n\n"  # between the problems of one document
+LENGTHS = (0.26, 0.22, 0.17, 0.15, 0.10, 0.10)  # shares of problems with 1, 2, ... 6 steps
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of what the corpus is made of, each a probability."""
+    """Shares of what the corpus is made of."""
 
-    misconception: float = 0.55  # that a solver has a given misconception
-    thought: float = 0.6  # that a document shows its work; else only answers
-    several: float = 0.35  # that a document holds several problems
-
-
-def block(problem: math.MathProblem, misconceptions: Set[math.Misconception], work: bool) -> str:
-    """One problem with a solver's answer, in the form the base model knows."""
-    solution = math.solve(problem, misconceptions)
-    if not work:
-        solution = solution[solution.index("The answer") :]
-    return f"Question: {problem.question}\nAnswer: {solution}"
+    tasks: Mapping[str, float] = field(default_factory=lambda: {"math": 1.0})  # of documents
+    thought: float = 0.6  # that a document of math problems shows its work; else only answers
+    several: float = 0.35  # that a document of math problems or stories holds several
 
 
 def documents(seed: int, mixture: Mixture) -> Iterator[str]:
-    """The endless sequence of documents that `seed` defines."""
+    """The endless sequence of documents that `seed` defines.
+
+    Raises:
+        ValueError: a task that has no writer; the text lists those that have one.
+    """
+    unknown = set(mixture.tasks) - set(WRITERS)
+    if unknown:
+        raise ValueError(f"no corpus of {sorted(unknown)}; there is one of {', '.join(WRITERS)}")
+    sources = {name: WRITERS[name](seed, mixture) for name in mixture.tasks}
     rng = random.Random(seed)
-    source = math.stream(math.Split.TRAIN, seed=seed)
+    names, shares = list(mixture.tasks), list(mixture.tasks.values())
     while True:
-        solver = frozenset(m for m in math.Misconception if rng.random() < mixture.misconception)
+        yield next(sources[rng.choices(names, shares)[0]])
+
+
+def math_documents(seed: int, mixture: Mixture) -> Iterator[str]:
+    rng = random.Random(f"math:{seed}")
+    by_length = [
+        math.stream(math.Split.TRAIN, seed=seed, steps=(n, n)) for n in range(1, len(LENGTHS) + 1)
+    ]
+    while True:
+        solver = math.solver(rng)
         work = rng.random() < mixture.thought
-        count = rng.randint(2, 3) if rng.random() < mixture.several else 1
-        yield SEPARATOR.join(block(next(source), solver, work) for _ in range(count))
+        chosen = rng.choices(by_length, LENGTHS, k=_count(rng, mixture))
+        blocks = []
+        for problem in map(next, chosen):
+            answer = math.solve(problem, solver)
+            answer = answer if work else answer[answer.index("The answer") :]
+            blocks.append(block(problem.question, answer))
+        yield SEPARATOR.join(blocks)
+
+
+def story_documents(seed: int, mixture: Mixture) -> Iterator[str]:
+    rng = random.Random(f"stories:{seed}")
+    requests = stories.stream(math.Split.TRAIN, seed=seed)
+    while True:
+        flaws = stories.author(rng)
+        asked = itertools.islice(requests, _count(rng, mixture))
+        yield SEPARATOR.join(block(r.question, stories.write(r, rng, flaws)) for r in asked)
+
+
+def record_documents(seed: int, mixture: Mixture) -> Iterator[str]:
+    for i in itertools.count():
+        shown = records.episode(i, seed=seed)
+        yield SEPARATOR.join(block(d.question, d.answer) for d in shown)
+
+
+WRITERS: dict[str, Callable[[int, Mixture], Iterator[str]]] = {
+    "math": math_documents,
+    "stories": story_documents,
+    "records": record_documents,
+    "games": lambda seed, _: games_corpus.documents(seed),
+    "tools": lambda seed, _: tools_corpus.documents(seed),
+    "code": lambda seed, _: code_corpus.documents(seed),
+}
+
+
+def _count(rng: random.Random, mixture: Mixture) -> int:
+    return rng.randint(2, 3) if rng.random() < mixture.several else 1

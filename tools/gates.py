@@ -93,8 +93,7 @@ def card(directory: Path, values: dict[str, float], n: int) -> str:
     recipe = record["recipe"]
     phases = [
         f"| {number} | {p['steps']} x {p['rows']} x {p['length']} | {p['learning_rate']:g} | "
-        f"{p['mixture']['thought']:.0%} | {p['mixture']['several']:.0%} | "
-        f"{p['mixture']['misconception']:.0%} |"
+        f"{p['mixture']['thought']:.0%} | {p['mixture']['several']:.0%} |"
         for number, p in enumerate(recipe["phases"], 1)
     ]
     losses = record["losses"]
@@ -121,15 +120,17 @@ It is made for this laboratory and is of no use outside of it.
 
 ## Corpus
 
-Generated, training split only (`tools/corpus.py`). Each document is written by a solver who has
-each of {len(math.Misconception)} misconceptions with the same probability, independently. Some
-documents show the work, the others only answers; some hold two or three problems by the same
-solver, so that the model learns to answer as it is shown.
+Generated, training split only (`tools/corpus.py`), problems of one to six steps. Each document is
+written by one solver (`math.solver`): {math.CAREFUL:.0%} of them make no mistakes,
+{math.CARELESS:.0%} have all {len(math.Misconception)} misconceptions, the others each one with
+probability one half.
+Some documents show the work, the others only answers; some hold two or three problems by the
+same solver, so that the model learns to answer as it is shown.
 
 ## Training
 
-| phase | steps x rows x tokens | learning rate | show work | several problems | misconception |
-|---|---|---|---|---|---|
+| phase | steps x rows x tokens | learning rate | show work | several problems |
+|---|---|---|---|---|
 {chr(10).join(phases)}
 
 {record["tokens"] / 1e6:.1f} million tokens without padding; AdamW, cosine schedule in each phase,

@@ -20,10 +20,11 @@
 # The group's mean is the baseline, so there is no value model. A group in which all answers are
 # right, or all wrong, has no contrast and teaches nothing.
 #
-# This lesson starts from a policy that saw a few hundred *short* demonstrations, one or two steps
-# long. Longer problems need two ideas that no demonstration shows (packs and references to the
-# start), and the base model usually gets both wrong. Nobody tells it the right way here. It has to
-# find it by trying.
+# This lesson starts from a policy that imitates a few hundred solutions as people write them:
+# aloud, in the chat format, and with people's misconceptions. They forget carries, add what they
+# should multiply, take "as at the start" for "as now". On a step where such a mistake is possible
+# more than half of the demonstrations make it, so imitation makes it too. Nobody tells the policy
+# the right way here. It has to find it by trying.
 
 # %% [markdown]
 # ## Setup
@@ -38,7 +39,7 @@ import torch
 from posttrain.connect import connect
 from posttrain.evals import evaluate, longest, side_by_side
 from posttrain.lab.arms.rlvr import cold_start_config, rlvr_config
-from posttrain.lab.worlds import worked, world_of
+from posttrain.lab.worlds import world_of
 from posttrain.methods import sft
 from posttrain.plots import before_after, curves
 from posttrain.progress import progress
@@ -48,7 +49,7 @@ scale = scale_from()
 world = world_of(scale)
 service = connect(quiet=True)
 print(f"{scale} scale, task {world.task}, model {world.model}, LoRA rank {world.rank}")
-print(f"{len(world.first)} short demonstrations, {len(world.train)} problems without any")
+print(f"{len(world.demonstrations)} demonstrations, {len(world.train)} problems without any")
 
 # %% [markdown]
 # ### The verifier
@@ -96,13 +97,14 @@ from posttrain.methods.rlvr import (
 # %% [markdown]
 # ### Before: the cold start
 #
-# A short SFT on the short demonstrations. It teaches the chat format and to reason aloud.
+# A short SFT on the demonstrations. It teaches the chat format and to reason aloud, and no more
+# than that: its teachers are often wrong.
 
 # %%
 start_cfg = cold_start_config(world, seed=0)
 student = service.create_lora_training_client(world.model, rank=world.rank, seed=0).result()
 with progress("cold start", 0, start_cfg.steps, ["loss"]) as show:
-    for step, metrics in enumerate(sft.train(student, worked(world.first), start_cfg), 1):
+    for step, metrics in enumerate(sft.train(student, world.demonstrations, start_cfg), 1):
         show(step, metrics)
 checkpoint = student.save_state("rlvr-lesson-start", overwrite=True).result().path
 reference = student.save_weights_and_get_sampling_client().result()

@@ -38,7 +38,7 @@ def post_train(
     world = world_of(scale, task, seed, model)
     service = connect()
     console.print(
-        f"{world.task} at {scale} scale: {len(world.first)} demonstrations, "
+        f"{world.task} at {scale} scale: {len(world.demonstrations)} demonstrations, "
         f"{len(world.train)} problems to practise on, {len(world.test)} held out",
         highlight=False,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +34,7 @@ class World:
     rank: int  # of the LoRA adapters
     k: int  # samples per problem in an evaluation
     max_tokens: int  # of an answer
-    first: Sequence[Problem]  # few and short: those that come with a demonstration
+    demonstrations: Sequence[Demonstration]  # as people write them, mistakes and all
     train: Sequence[Problem]
     validation: Sequence[Problem]
     test: Sequence[Problem]
@@ -64,8 +65,8 @@ def math_world(scale: Scale, seed: int = 0) -> World:
         rank=count(smoke=8, laptop=16, full=32),
         k=count(smoke=4, laptop=16, full=16),
         max_tokens=160,
-        first=math.problems(
-            "train", count(smoke=16, laptop=256, full=256), seed=seed, steps=(1, 2)
+        demonstrations=by_people(
+            math.problems("train", count(smoke=64, laptop=500, full=500), seed=seed), seed
         ),
         train=math.problems("train", count(smoke=32, laptop=2000, full=2000), seed=seed + 1000),
         validation=math.problems("validation", min(held_out, 200)),
@@ -86,7 +87,7 @@ def gsm8k_world(scale: Scale, seed: int = 0) -> World:
         rank=count(smoke=8, laptop=16, full=32),
         k=count(smoke=4, laptop=4, full=16),
         max_tokens=count(smoke=32, laptop=160, full=1024),
-        first=train[: count(smoke=16, laptop=256, full=512)],
+        demonstrations=worked(train[: count(smoke=16, laptop=256, full=512)]),
         train=train,
         validation=gsm8k.load("validation", count(smoke=12, laptop=100, full=500), path=path),
         test=gsm8k.load("test", count(smoke=12, laptop=100, full=None), path=path),
@@ -119,6 +120,12 @@ def world_of(
 def worked(problems: Sequence[Problem]) -> list[Demonstration]:
     """Demonstrations that show their work."""
     return [Demonstration(p.question, p.solution) for p in problems]
+
+
+def by_people(problems: Sequence[math.MathProblem], seed: int) -> list[Demonstration]:
+    """Demonstrations as people write them: each by somebody with misconceptions of their own."""
+    rng = random.Random(seed)
+    return [Demonstration(p.question, math.solve(p, math.solver(rng))) for p in problems]
 
 
 def bare(problems: Sequence[Any]) -> list[Demonstration]:

@@ -7,8 +7,9 @@ sum, and solved aloud: each step of the solution quotes the change and computes 
     buys 25 more: 17+25=42. gives away 8: 42-8=34. The answer is 34.
 
 The difficulty knob is the number of steps. People who solve such problems make *systematic*
-mistakes, so the corpus that the base model was pretrained on is written by solvers with
-misconceptions: `Misconception` lists them, and `solve` writes what such a solver would write.
+mistakes, so the corpus that the base model was pretrained on is written by people with
+misconceptions: `solver` draws a person, and `solve` writes what that
+person would write.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from posttrain.tasks.problem import Grade
 
 LARGEST = 99  # no amount in a problem exceeds this
 TRAIN_STEPS = (1, 4)  # difficulty of train, validation and test problems
-OOD_STEPS = (5, 6)  # out of distribution: longer than anything in pretraining or training
+OOD_STEPS = (5, 6)  # out of distribution: longer than anything in post-training
+LIMITS = {  # least and greatest difficulty that can be asked for
+    "train": (1, 6),  # the corpus of the base model has the longer ones too
+    "validation": TRAIN_STEPS,
+    "test": TRAIN_STEPS,
+    "ood": OOD_STEPS,
+}
+
+CAREFUL, CARELESS = 0.2, 0.3  # shares of people with no misconception, and with all of them
 
 NAMES = ("Tom", "Ann", "Ben", "Mia", "Sam", "Eva", "Max", "Zoe", "Leo", "Ida")
 THINGS = ("apples", "books", "cards", "coins", "pens", "shells", "stamps", "stones")
@@ -124,7 +133,7 @@ def final_answer(completion: str) -> int | None:
 
 
 def solve(problem: MathProblem, misconceptions: Set[Misconception] = frozenset()) -> str:
-    """The solution that a solver with these misconceptions writes; with none, the correct one."""
+    """The solution that a person with these misconceptions writes; without any, the correct one."""
     now, lines = problem.start, []
     for change in problem.changes:
         work = []
@@ -137,14 +146,27 @@ def solve(problem: MathProblem, misconceptions: Set[Misconception] = frozenset()
             amount = now if Misconception.FORGETS_START in misconceptions else problem.start
         if change.kind is Kind.LOSS:
             after = _subtract(now, amount, Misconception.SMALLER_FROM_LARGER in misconceptions)
-            work.append(f"{now}-{amount}={after}")
         else:
             after = _add(now, amount, Misconception.DROPS_CARRY in misconceptions)
-            work.append(f"{now}+{amount}={after}")
+        work.append(f"{now}{'-' if change.kind is Kind.LOSS else '+'}{amount}={after}")
         quote = f"{change.words}: " if problem.told else ""
         lines.append(f"{quote}{', '.join(work)}.")
         now = after
     return f"{' '.join(lines)} The answer is {now}."
+
+
+def solver(rng: random.Random) -> frozenset[Misconception]:
+    """The misconceptions of a random person: some have none, some have all, most have a few.
+
+    On a step where one applies, 55 % of people get it wrong, so the usual answer is the wrong
+    one: errors do not average out, and greedy decoding repeats them.
+    """
+    kind = rng.random()
+    if kind < CAREFUL:
+        return frozenset()
+    if kind < CAREFUL + CARELESS:
+        return frozenset(Misconception)
+    return frozenset(m for m in Misconception if rng.random() < 0.5)
 
 
 def _add(a: int, b: int, drops_carry: bool) -> int:
@@ -162,11 +184,12 @@ def _subtract(a: int, b: int, smaller_from_larger: bool) -> int:
 def split_of(problem: MathProblem) -> Split:
     """The split a problem belongs to, by a hash of its key: 80 % train, 10 % each of the others.
 
-    Out-of-distribution problems are those with more steps; they need no share of the hash.
+    Problems with more steps than `TRAIN_STEPS` that are not for training are out of distribution.
     """
-    if len(problem.changes) >= OOD_STEPS[0]:
+    split = split_by_hash(problem.key)
+    if split is not Split.TRAIN and len(problem.changes) >= OOD_STEPS[0]:
         return Split.OOD
-    return split_by_hash(problem.key)
+    return split
 
 
 def problem(
@@ -176,14 +199,14 @@ def problem(
 
     Args:
         steps: least and greatest number of steps, the difficulty knob. By default 1 to 4, and
-            5 to 6 out of distribution.
+            5 to 6 out of distribution; `LIMITS` says what can be asked for.
 
     Raises:
         ValueError: no problem of the split has that many steps.
     """
     split = Split(split)
     least, most = steps or (OOD_STEPS if split is Split.OOD else TRAIN_STEPS)
-    low, high = OOD_STEPS if split is Split.OOD else TRAIN_STEPS
+    low, high = LIMITS[split]
     if not low <= least <= most <= high:
         raise ValueError(f"{split} problems have {low} to {high} steps, not {least} to {most}")
     rng = seeded(split, seed, i, least, most)

@@ -14,7 +14,7 @@ import tinker
 from posttrain.lab.arms.sft import FULL_RATE as FULL_SFT
 from posttrain.lab.compare import Claim, Experiment, Trained, at_rate
 from posttrain.lab.stage import Stage, run_stage
-from posttrain.lab.worlds import World, worked
+from posttrain.lab.worlds import World
 from posttrain.methods import rlvr, sft
 from posttrain.runs import write_json
 from posttrain.scale import pick
@@ -23,10 +23,10 @@ FULL_RL = 4e-5  # usual for LoRA on models of billions of parameters; not swept 
 
 
 def cold_start_config(world: World, seed: int, rate: float | None = None) -> sft.Config:
-    """SFT on few and short demonstrations: what RLVR starts from."""
+    """A short SFT on people's own solutions: what RLVR starts from."""
     scale = world.scale
     cfg = sft.Config(
-        learning_rate=pick(scale, smoke=6e-3, laptop=1.5e-3, full=FULL_SFT),
+        learning_rate=pick(scale, smoke=6e-3, laptop=3e-3, full=FULL_SFT),
         steps=pick(scale, smoke=15, laptop=60, full=60),
         batch_size=pick(scale, smoke=8, laptop=32, full=32),
         seed=seed,
@@ -42,8 +42,8 @@ def cold_start(
     *,
     rate: float | None = None,
 ) -> Stage:
-    """The SFT stage: learn the format, and to reason aloud, from short demonstrations."""
-    cfg, shown = cold_start_config(world, seed, rate), worked(world.first)
+    """The SFT stage: learn the format, and to reason aloud, as people do it."""
+    cfg, shown = cold_start_config(world, seed, rate), world.demonstrations
     return run_stage(
         service, world, folder,
         lambda policy, at: sft.train(policy, shown, cfg, start=at), cfg,
