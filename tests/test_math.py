@@ -9,19 +9,24 @@ from hypothesis import strategies as st
 
 from posttrain.tasks import math
 from posttrain.tasks.math import Kind, Misconception, Split
+from posttrain.tasks.problem import Grade
 
 indices = st.integers(0, 10**9)
 splits = st.sampled_from(list(Split))
 
 
-def replay(problem: math.MathProblem) -> int:
+def replay(problem: math.MathProblem) -> str:
     """Solve a problem from its question alone, without looking at its changes."""
-    if problem.question.startswith("Compute"):
-        return int(eval(problem.question[len("Compute ") : -1]))
-    start, *rest = problem.question.split(". Then ")
-    first = now = int(re.findall(r"\d+", start)[0])
+    question, base = problem.question, 10
+    if question.startswith("In base 8: "):
+        question, base = question.removeprefix("In base 8: "), 8
+    if question.startswith("Compute"):
+        sums = re.sub(r"\d+", lambda n: str(int(n[0], base)), question[len("Compute ") : -1])
+        return digits(eval(sums), base)
+    start, *rest = question.split(". Then ")
+    first = now = int(re.findall(r"\d+", start)[0], base)
     for sentence in [s.split(" How many")[0] for s in rest]:
-        numbers = [int(n) for n in re.findall(r"\d+", sentence)]
+        numbers = [int(n, base) for n in re.findall(r"\d+", sentence)]
         if len(numbers) == 2:
             now += numbers[0] * numbers[1]
         elif not numbers:
@@ -30,25 +35,33 @@ def replay(problem: math.MathProblem) -> int:
             now -= numbers[0]
         else:
             now += numbers[0]
-    return now
+    return digits(now, base)
 
 
-@given(splits, indices, st.integers(0, 100))
+def digits(number: int, base: int) -> str:
+    return f"{number:o}" if base == 8 else str(number)
+
+
+def true(equation: str, base: int) -> bool:
+    return bool(eval(re.sub(r"\d+", lambda n: str(int(n[0], base)), equation.replace("=", "=="))))
+
+
+@given(splits, indices, st.integers(0, 100), st.sampled_from(math.BASES))
 def test_answers_agree_with_a_solver_that_reads_only_the_question(
-    split: Split, i: int, seed: int
+    split: Split, i: int, seed: int, base: int
 ) -> None:
-    problem = math.problem(split, i, seed=seed)
-    assert problem.answer == replay(problem)
+    problem = math.problem(split, i, seed=seed, base=base)
+    assert str(problem.answer) == replay(problem)
     assert problem.grade(problem.solution).correct
     assert problem.grade_steps(problem.solution) == 1.0
     assert math.split_of(problem) is split
-    assert all(eval(e.replace("=", "==")) for e in problem.equations)
+    assert all(true(e, base) for e in problem.equations)
 
 
-@given(splits, indices)
-def test_amounts_stay_within_bounds(split: Split, i: int) -> None:
-    problem = math.problem(split, i)
-    assert all(0 <= int(e.split("=")[1]) <= math.LARGEST for e in problem.equations)
+@given(splits, indices, st.sampled_from(math.BASES))
+def test_amounts_have_at_most_two_digits(split: Split, i: int, base: int) -> None:
+    problem = math.problem(split, i, base=base)
+    assert all(0 <= int(e.split("=")[1], base) < base**2 for e in problem.equations)
 
 
 def test_items_are_the_same_on_every_machine() -> None:
@@ -76,8 +89,26 @@ def test_difficulty_is_the_number_of_steps() -> None:
     assert not late
     assert {len(p.changes) for p in math.problems("train", 200)} == {1, 2, 3, 4}
     assert {len(p.changes) for p in math.problems("train", 100, steps=(5, 6))} == {5, 6}
+    assert {len(p.changes) for p in math.problems("ood", 50, steps=(8, 8))} == {8}
     with pytest.raises(ValueError, match="test problems have 1 to 4 steps, not 5 to 6"):
         math.problem("test", 0, steps=(5, 6))
+    with pytest.raises(ValueError, match="ood problems have 5 to 8 steps, not 8 to 9"):
+        math.problem("ood", 0, steps=(8, 9))
+    with pytest.raises(ValueError, match="no problems in base 2; known: 10, 8"):
+        math.problem("test", 0, base=2)
+
+
+def test_another_base_is_another_rule_for_the_same_questions() -> None:
+    octal = math.problems("test", 300, base=8)
+    assert all(p.question.startswith("In base 8: ") for p in octal)
+    assert not {p.key for p in octal} & {p.key for p in math.problems("test", 3000)}
+    carried = math.MathProblem(
+        15, (math.Change(Kind.GAIN, 5, words="buys 5 more"),), "In base 8: ?", told=True, base=8
+    )
+    assert carried.solution == "buys 5 more: 17+5=24. The answer is 24."
+    assert carried.grade("15+5=20. The answer is 20.") == Grade(correct=False, parsed=True)
+    forgets = math.solve(carried, {Misconception.DROPS_CARRY})
+    assert forgets == "buys 5 more: 17+5=14. The answer is 14."
 
 
 def test_long_problems_of_the_corpus_are_not_those_of_the_out_of_distribution_split() -> None:
@@ -94,7 +125,7 @@ def test_people_have_misconceptions_in_the_documented_shares() -> None:
     assert none == pytest.approx(math.CAREFUL + usual / 16, abs=0.01)
     assert all_four == pytest.approx(math.CARELESS + usual / 16, abs=0.01)
     for m in Misconception:  # the wrong way is the usual way
-        assert sum(m in p for p in people) / len(people) == pytest.approx(0.55, abs=0.015)
+        assert sum(m in p for p in people) / len(people) == pytest.approx(0.525, abs=0.015)
 
 
 def example() -> math.MathProblem:

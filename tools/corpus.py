@@ -2,8 +2,8 @@
 
 A document is one question and its answer, or several by the same author (demonstrations followed
 by an answer, so that the model learns to do in context as it is shown). Authors err in systematic
-ways: on a step where a misconception applies, the usual answer is wrong. Only items of training
-splits are used, math problems of up to six steps, and never the chat format.
+ways: on a step where a misconception applies, the usual answer is wrong. Some also explain badly.
+Only items of training splits are used, math problems of up to six steps, and never the chat format.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from posttrain.tasks import code_corpus, math, records, stories, tools_corpus
+from posttrain.tasks import code_corpus, explanations, math, records, stories, tools_corpus
 from posttrain.tasks.blocks import SEPARATOR, block
 from posttrain.tasks.games import corpus as games_corpus
 
 LENGTHS = (0.26, 0.22, 0.17, 0.15, 0.10, 0.10)  # shares of problems with 1, 2, ... 6 steps
+OCTAL = 0.06  # of documents of math problems are in base 8
+GAPS = 0.15  # of people who show their work explain it badly, as `explanations.person` does
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,22 @@ def documents(seed: int, mixture: Mixture) -> Iterator[str]:
 
 def math_documents(seed: int, mixture: Mixture) -> Iterator[str]:
     rng = random.Random(f"math:{seed}")
-    by_length = [
-        math.stream(math.Split.TRAIN, seed=seed, steps=(n, n)) for n in range(1, len(LENGTHS) + 1)
-    ]
+    lengths = range(1, len(LENGTHS) + 1)
+    by_length = {
+        base: [math.stream("train", seed=seed, steps=(n, n), base=base) for n in lengths]
+        for base in math.BASES
+    }
     while True:
         solver = math.solver(rng)
         work = rng.random() < mixture.thought
-        chosen = rng.choices(by_length, LENGTHS, k=_count(rng, mixture))
+        gaps = explanations.person(rng)[1] if rng.random() < GAPS else frozenset()
+        streams = by_length[8 if rng.random() < OCTAL else 10]
         blocks = []
-        for problem in map(next, chosen):
-            answer = math.solve(problem, solver)
-            answer = answer if work else answer[answer.index("The answer") :]
+        for problem in map(next, rng.choices(streams, LENGTHS, k=_count(rng, mixture))):
+            if work:
+                answer = explanations.explain(problem, rng, solver, gaps)
+            else:
+                answer = math.bare(math.solve(problem, solver))
             blocks.append(block(problem.question, answer))
         yield SEPARATOR.join(blocks)
 

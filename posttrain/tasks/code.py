@@ -16,7 +16,14 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from posttrain.tasks.draws import Split, distinct, seeded, split_by_hash
+from posttrain.tasks.draws import (
+    Split,
+    check_range,
+    distinct,
+    known_split,
+    seeded,
+    split_by_hash,
+)
 from posttrain.tasks.problem import Grade
 from posttrain.tasks.stack import BINARY, run
 
@@ -165,11 +172,10 @@ def problem(
     Raises:
         ValueError: an unknown split, or no problem of the split has so many operators.
     """
-    split = Split(split)
-    low, high = OOD_OPERATORS if split is Split.OOD else OPERATORS
-    least, most = operators or (low, high)
-    if not low <= least <= most <= high:
-        raise ValueError(f"{split} problems have {low} to {high} operators, not {least} to {most}")
+    split = known_split(split)
+    limits = OOD_OPERATORS if split is Split.OOD else OPERATORS
+    least, most = operators or limits
+    check_range(f"{split} problems", "operators", (least, most), limits)
     rng = seeded("code", split, seed, i, least, most)
     while True:
         formula = _draw(rng, rng.randint(least, most))

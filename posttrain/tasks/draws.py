@@ -55,6 +55,17 @@ def known_split(split: Split | str) -> Split:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(Split)}") from None
 
 
+def check_range(items: str, unit: str, asked: tuple[int, int], limits: tuple[int, int]) -> None:
+    """Check a difficulty: `asked` and `limits` are each (least, most) of `unit`.
+
+    Raises:
+        ValueError: `asked` is not within `limits`; the text says what `items` have.
+    """
+    (least, most), (low, high) = asked, limits
+    if not low <= least <= most <= high:
+        raise ValueError(f"{items} have {low} to {high} {unit}, not {least} to {most}")
+
+
 def split_by_hash(key: str) -> Split:
     """80 % train, 10 % validation, 10 % test.
 

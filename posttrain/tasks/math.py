@@ -6,14 +6,21 @@ sum, and solved aloud: each step of the solution quotes the change and computes 
     Tom has 17 apples. He buys 25 more. He gives away 8. How many apples does Tom have now?
     buys 25 more: 17+25=42. gives away 8: 42-8=34. The answer is 34.
 
-The difficulty knob is the number of steps. People who solve such problems make *systematic*
-mistakes, so the corpus that the base model was pretrained on is written by people with
-misconceptions: `solver` draws a person, and `solve` writes what that
-person would write.
+The difficulty knob is the number of steps. A problem can also be set in base 8, which the question
+says: the same skill under another rule, to tell who has learned to carry from who has learned the
+sums (as the rule switch of Chu et al. 2025, arXiv:2501.17161).
+
+    In base 8: Tom has 17 apples. Then Tom buys 5 more. How many apples does Tom have now?
+    buys 5 more: 17+5=24. The answer is 24.
+
+People who solve such problems make *systematic* mistakes, so the corpus that the base model was
+pretrained on is written by people with misconceptions: `solver` draws a person, and `solve` writes
+what that person would write.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Iterator, Set
@@ -21,20 +28,28 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
-from posttrain.tasks.draws import Split, seeded, split_by_hash
+from posttrain.tasks.draws import (
+    Split,
+    check_range,
+    distinct,
+    known_split,
+    seeded,
+    split_by_hash,
+)
 from posttrain.tasks.problem import Grade
 
-LARGEST = 99  # no amount in a problem exceeds this
+BASES = (10, 8)  # that numbers may be written in
 TRAIN_STEPS = (1, 4)  # difficulty of train, validation and test problems
 OOD_STEPS = (5, 6)  # out of distribution: longer than anything in post-training
+LONGEST = 8  # steps
 LIMITS = {  # least and greatest difficulty that can be asked for
-    "train": (1, 6),  # the corpus of the base model has the longer ones too
+    "train": (1, LONGEST),  # the corpus of the base model has longer ones too
     "validation": TRAIN_STEPS,
     "test": TRAIN_STEPS,
-    "ood": OOD_STEPS,
+    "ood": (OOD_STEPS[0], LONGEST),
 }
 
-CAREFUL, CARELESS = 0.2, 0.3  # shares of people with no misconception, and with all of them
+CAREFUL, CARELESS = 0.3, 0.35  # shares of people with no misconception, and with all of them
 
 NAMES = ("Tom", "Ann", "Ben", "Mia", "Sam", "Eva", "Max", "Zoe", "Leo", "Ida")
 THINGS = ("apples", "books", "cards", "coins", "pens", "shells", "stamps", "stones")
@@ -78,15 +93,18 @@ class MathProblem:
     changes: tuple[Change, ...]
     question: str
     told: bool  # a story, or else a bare sum
+    base: int = 10  # that its numbers are written in
 
     @cached_property
     def key(self) -> str:
         """Identity by numbers and operations: another name or thing is the same problem."""
         parts = [f"{c.kind.value}{c.packs or ''}.{c.amount}" for c in self.changes]
-        return f"math:{self.start}:{','.join(parts)}"
+        rule = "" if self.base == 10 else f"{self.base}:"
+        return f"math:{rule}{self.start}:{','.join(parts)}"
 
     @property
     def answer(self) -> int:
+        """The last result, read as it is written: 24 for twenty in base 8."""
         return int(re.split(r"[^\d]", self.equations[-1].split("=")[1])[0])
 
     @cached_property
@@ -102,7 +120,7 @@ class MathProblem:
     @property
     def bare_answer(self) -> str:
         """The correct answer without any work: the target of answer-only training."""
-        return f"The answer is {self.answer}."
+        return bare(self.solution)
 
     def grade(self, completion: str) -> Grade:
         """Verify the final answer."""
@@ -134,31 +152,49 @@ def final_answer(completion: str) -> int | None:
 
 def solve(problem: MathProblem, misconceptions: Set[Misconception] = frozenset()) -> str:
     """The solution that a person with these misconceptions writes; without any, the correct one."""
-    now, lines = problem.start, []
+    now, lines, base = problem.start, [], problem.base
     for change in problem.changes:
         work = []
         amount = change.amount
         if change.kind is Kind.PACKS:
             wrong = Misconception.ADDS_PACKS in misconceptions
             sign, amount = ("+", change.packs + amount) if wrong else ("*", change.packs * amount)
-            work.append(f"{change.packs}{sign}{change.amount}={amount}")
+            product = written(amount, base)
+            work.append(f"{change.packs}{sign}{written(change.amount, base)}={product}")
         elif change.kind is Kind.AGAIN:
             amount = now if Misconception.FORGETS_START in misconceptions else problem.start
         if change.kind is Kind.LOSS:
-            after = _subtract(now, amount, Misconception.SMALLER_FROM_LARGER in misconceptions)
+            wrong = Misconception.SMALLER_FROM_LARGER in misconceptions
+            sign, after = "-", _subtract(now, amount, base, smaller_from_larger=wrong)
         else:
-            after = _add(now, amount, Misconception.DROPS_CARRY in misconceptions)
-        work.append(f"{now}{'-' if change.kind is Kind.LOSS else '+'}{amount}={after}")
+            wrong = Misconception.DROPS_CARRY in misconceptions
+            sign, after = "+", _add(now, amount, base, drops_carry=wrong)
+        work.append(sign.join(written(n, base) for n in (now, amount)) + f"={written(after, base)}")
         quote = f"{change.words}: " if problem.told else ""
         lines.append(f"{quote}{', '.join(work)}.")
         now = after
-    return f"{' '.join(lines)} The answer is {now}."
+    return f"{' '.join(lines)} The answer is {written(now, base)}."
+
+
+def written(number: int, base: int) -> str:
+    """The digits of `number` >= 0 in a base of at most 10."""
+    if base == 10:
+        return str(number)
+    digits = str(number % base)
+    while number := number // base:
+        digits = str(number % base) + digits
+    return digits
+
+
+def bare(solution: str) -> str:
+    """The answer of a solution without its work."""
+    return solution[solution.rindex("The answer") :]
 
 
 def solver(rng: random.Random) -> frozenset[Misconception]:
     """The misconceptions of a random person: some have none, some have all, most have a few.
 
-    On a step where one applies, 55 % of people get it wrong, so the usual answer is the wrong
+    On a step where one applies, 52.5 % of people get it wrong, so the usual answer is the wrong
     one: errors do not average out, and greedy decoding repeats them.
     """
     kind = rng.random()
@@ -169,15 +205,15 @@ def solver(rng: random.Random) -> frozenset[Misconception]:
     return frozenset(m for m in Misconception if rng.random() < 0.5)
 
 
-def _add(a: int, b: int, drops_carry: bool) -> int:
-    if drops_carry and a % 10 + b % 10 > 9:
-        return a + b - 10
+def _add(a: int, b: int, base: int, *, drops_carry: bool) -> int:
+    if drops_carry and a % base + b % base >= base:
+        return a + b - base
     return a + b
 
 
-def _subtract(a: int, b: int, smaller_from_larger: bool) -> int:
-    if smaller_from_larger and a % 10 < b % 10:
-        return abs(a // 10 - b // 10) * 10 + b % 10 - a % 10
+def _subtract(a: int, b: int, base: int, *, smaller_from_larger: bool) -> int:
+    if smaller_from_larger and a % base < b % base:
+        return abs(a // base - b // base) * base + b % base - a % base
     return max(a - b, 0)
 
 
@@ -193,64 +229,71 @@ def split_of(problem: MathProblem) -> Split:
 
 
 def problem(
-    split: Split | str, i: int, *, seed: int = 0, steps: tuple[int, int] | None = None
+    split: Split | str,
+    i: int,
+    *,
+    seed: int = 0,
+    steps: tuple[int, int] | None = None,
+    base: int = 10,
 ) -> MathProblem:
     """Problem `i` of the infinite sequence that `seed` defines in `split`.
 
     Args:
         steps: least and greatest number of steps, the difficulty knob. By default 1 to 4, and
             5 to 6 out of distribution; `LIMITS` says what can be asked for.
+        base: 10 or 8, the rule by which numbers are written.
 
     Raises:
-        ValueError: no problem of the split has that many steps.
+        ValueError: no problem of the split has that many steps, or no such split or base.
     """
-    split = Split(split)
+    split = known_split(split)
     least, most = steps or (OOD_STEPS if split is Split.OOD else TRAIN_STEPS)
-    low, high = LIMITS[split]
-    if not low <= least <= most <= high:
-        raise ValueError(f"{split} problems have {low} to {high} steps, not {least} to {most}")
-    rng = seeded(split, seed, i, least, most)
+    check_range(f"{split} problems", "steps", (least, most), LIMITS[split])
+    if base not in BASES:
+        raise ValueError(f"no problems in base {base}; known: {', '.join(map(str, BASES))}")
+    rule = () if base == 10 else (base,)
+    rng = seeded(split, seed, i, least, most, *rule)
     while True:
-        candidate = _draw(rng, rng.randint(least, most))
+        candidate = _draw(rng, rng.randint(least, most), base)
         if split_of(candidate) is split:
             return candidate
 
 
 def problems(
-    split: Split | str, n: int, *, seed: int = 0, steps: tuple[int, int] | None = None
+    split: Split | str,
+    n: int,
+    *,
+    seed: int = 0,
+    steps: tuple[int, int] | None = None,
+    base: int = 10,
 ) -> list[MathProblem]:
     """The first `n` problems of the sequence that are different from each other."""
-    found: dict[str, MathProblem] = {}
-    for item in stream(split, seed=seed, steps=steps):
-        found.setdefault(item.key, item)
-        if len(found) >= n:
-            break
-    return list(found.values())[:n]
+    return distinct(stream(split, seed=seed, steps=steps, base=base), n)
 
 
 def stream(
-    split: Split | str, *, seed: int = 0, steps: tuple[int, int] | None = None
+    split: Split | str, *, seed: int = 0, steps: tuple[int, int] | None = None, base: int = 10
 ) -> Iterator[MathProblem]:
     """All problems of the sequence, without end."""
-    i = 0
-    while True:
-        yield problem(split, i, seed=seed, steps=steps)
-        i += 1
+    for i in itertools.count():
+        yield problem(split, i, seed=seed, steps=steps, base=base)
 
 
-def _draw(rng: random.Random, steps: int) -> MathProblem:
-    """A random problem whose every amount, correctly computed, stays within 0 and `LARGEST`."""
+def _draw(rng: random.Random, steps: int, base: int) -> MathProblem:
+    """A random problem whose every amount, correctly computed, has at most two digits."""
     told = rng.random() < 0.75
     start = rng.randint(4, 40)
     now, changes = start, list[Change]()
     for i in range(steps):
-        change = _draw_change(rng, start, now, late=i >= 2, told=told)
+        change = _draw_change(rng, start, now, base, late=i >= 2, told=told)
         changes.append(change)
         now = _after(start, now, change)
-    return MathProblem(start, tuple(changes), _tell(rng, start, changes, told), told)
+    return MathProblem(start, tuple(changes), _tell(rng, start, changes, told, base), told, base)
 
 
-def _draw_change(rng: random.Random, start: int, now: int, *, late: bool, told: bool) -> Change:
+def _draw_change(
+    rng: random.Random, start: int, now: int, base: int, *, late: bool, told: bool
+) -> Change:
     """Packs and references to the start appear only from the third step of a story on."""
     kinds = [Kind.GAIN, Kind.LOSS]
     if told and late:
@@ -261,12 +304,12 @@ def _draw_change(rng: random.Random, start: int, now: int, *, late: bool, told: 
             change = Change(kind, words=rng.choice(AGAIN))
         elif kind is Kind.PACKS:
             packs, size = rng.randint(2, 5), rng.randint(2, 9)
-            change = Change(kind, size, packs, rng.choice(PACKS).format(packs, size))
+            change = Change(kind, size, packs, rng.choice(PACKS).format(packs, written(size, base)))
         else:
             amount = rng.randint(2, 39)
             words = rng.choice(GAINS if kind is Kind.GAIN else LOSSES)
-            change = Change(kind, amount, words=words.format(amount))
-        if 0 <= _after(start, now, change) <= LARGEST:
+            change = Change(kind, amount, words=words.format(written(amount, base)))
+        if 0 <= _after(start, now, change) < base**2:
             return change
 
 
@@ -282,9 +325,14 @@ def _after(start: int, now: int, change: Change) -> int:
             return now + start
 
 
-def _tell(rng: random.Random, start: int, changes: list[Change], told: bool) -> str:
+def _tell(
+    rng: random.Random, start: int, changes: list[Change], told: bool, base: int
+) -> str:
+    rule = "" if base == 10 else f"In base {base}: "
+    first = written(start, base)
     if not told:
-        return f"Compute {start}{''.join(f'{c.kind.value}{c.amount}' for c in changes)}."
+        sums = "".join(f"{c.kind.value}{written(c.amount, base)}" for c in changes)
+        return f"{rule}Compute {first}{sums}."
     who, what = rng.choice(NAMES), rng.choice(THINGS)
     story = " ".join(f"Then {who} {c.words}." for c in changes)
-    return f"{who} has {start} {what}. {story} How many {what} does {who} have now?"
+    return f"{rule}{who} has {first} {what}. {story} How many {what} does {who} have now?"

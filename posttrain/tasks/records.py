@@ -19,7 +19,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from posttrain.tasks.draws import distinct, known_split, pick, picks, seeded, split_by_hash
+from posttrain.tasks.draws import (
+    check_range,
+    distinct,
+    known_split,
+    pick,
+    picks,
+    seeded,
+    split_by_hash,
+)
 from posttrain.tasks.math import NAMES, Split
 from posttrain.tasks.problem import Demonstration, Grade
 from posttrain.tasks.prose import ANIMALS, PLACES, THINGS
@@ -162,10 +170,9 @@ def record(
         ValueError: an unknown split, or no record of it has that many fields.
     """
     split = known_split(split)
-    low, high = OOD_FIELDS if split is Split.OOD else FIELDS
-    least, most = fields or (low, high)
-    if not low <= least <= most <= high:
-        raise ValueError(f"{split} records have {low} to {high} fields, not {least} to {most}")
+    limits = OOD_FIELDS if split is Split.OOD else FIELDS
+    least, most = fields or limits
+    check_range(f"{split} records", "fields", (least, most), limits)
     rng = seeded("record", split, seed, i, least, most)
     while True:
         name, number = pick(rng, NAMES), pick(rng, NUMBERS)

@@ -22,7 +22,16 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from posttrain.tasks.draws import Split, distinct, known_split, pick, picks, seeded, split_by_hash
+from posttrain.tasks.draws import (
+    Split,
+    check_range,
+    distinct,
+    known_split,
+    pick,
+    picks,
+    seeded,
+    split_by_hash,
+)
 from posttrain.tasks.prose import (
     ANIMALS,
     CLOSINGS,
@@ -242,9 +251,7 @@ def story(
     """
     split = known_split(split)
     least, most = demands or DEMANDS
-    if not DEMANDS[0] <= least <= most <= DEMANDS[1]:
-        low, high = DEMANDS
-        raise ValueError(f"stories have {low} to {high} demands, not {least} to {most}")
+    check_range("stories", "demands", (least, most), DEMANDS)
     rng = seeded("story", split, seed, i, least, most)
     pairs = HIDDEN if split is Split.OOD else SHOWN
     while True:

@@ -22,7 +22,14 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Protocol
 
-from posttrain.tasks.draws import Split, distinct, seeded, split_by_hash
+from posttrain.tasks.draws import (
+    Split,
+    check_range,
+    distinct,
+    known_split,
+    seeded,
+    split_by_hash,
+)
 from posttrain.tasks.problem import Grade
 
 DIGITS = (1, 4)  # of the numbers in train, validation and test
@@ -236,11 +243,10 @@ def problem(
     Raises:
         ValueError: an unknown split, or no problem of the split has so many digits.
     """
-    split = Split(split)
-    low, high = OOD_DIGITS if split is Split.OOD else DIGITS
-    least, most = digits or (low, high)
-    if not low <= least <= most <= high:
-        raise ValueError(f"{split} problems have {low} to {high} digits, not {least} to {most}")
+    split = known_split(split)
+    limits = OOD_DIGITS if split is Split.OOD else DIGITS
+    least, most = digits or limits
+    check_range(f"{split} problems", "digits", (least, most), limits)
     rng = seeded("tools", split, seed, i, least, most)
     while True:
         candidate = _draw(rng, rng.randint(least, most))
