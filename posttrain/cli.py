@@ -61,7 +61,7 @@ def lab(
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Argument(help="sft or rlvr")],
+    method: Annotated[str, typer.Argument(help="such as sft or rlvr; a wrong name lists all")],
     scale: ScaleOption = None,
     task: TaskOption = None,
     model: ModelOption = None,
@@ -96,7 +96,7 @@ def run(
     from posttrain.lab import compare
     from posttrain.lab.arms import EXPERIMENTS
     from posttrain.lab.seeds import run_seeds
-    from posttrain.lab.worlds import World, world_of
+    from posttrain.lab.worlds import World
 
     if method not in EXPERIMENTS:
         known = ", ".join(EXPERIMENTS)
@@ -111,7 +111,7 @@ def run(
     results = HOME / experiment.name if record else folder
 
     def worlds(at: int) -> World:
-        return world_of(chosen, task, at, model)
+        return experiment.world(chosen, task, at, model)
 
     worlds(seed)  # a wrong name fails before anything starts
     every = range(seed, seed + seeds)

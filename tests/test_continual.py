@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.tasks import continual, math, records
+from posttrain.tasks.blocks import SEPARATOR, block
 from posttrain.tasks.problem import Demonstration
-from tools import corpus
 
 splits = st.sampled_from(list(math.Split))
 
@@ -72,9 +72,7 @@ def test_the_two_skills_cannot_be_taken_for_each_other() -> None:
 
 def test_examples_stand_before_the_question_as_in_the_corpus() -> None:
     first, second = math.problem("train", 0), math.problem("train", 1)
-    document = corpus.SEPARATOR.join(
-        corpus.block(problem, frozenset(), True) for problem in (first, second)
-    )
+    document = SEPARATOR.join(block(p.question, p.solution) for p in (first, second))
     asked = continual.demonstrated(second.question, Demonstration(first.question, first.solution))
     assert f"Question: {asked}\nAnswer: {second.solution}" == document
     assert continual.demonstrated("Why?") == "Why?"

@@ -20,7 +20,7 @@ import tinker
 
 from posttrain.evals import Score
 from posttrain.lab.stage import Stage, measure
-from posttrain.lab.worlds import World
+from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
 from posttrain.runs import Metrics, code_of, git_commit, write_json, write_results
 from posttrain.scale import Scale
@@ -41,6 +41,15 @@ Arm = Callable[..., Trained]
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What an evaluation found."""
+
+    metrics: dict[str, float]  # by split and name, as test/pass@1
+    items: dict[str, list[float]]  # values on each item, of those metrics that are their means
+    text: str  # one line for people
+
+
+@dataclass(frozen=True)
 class Claim:
     """A difference that the experiment is about, fixed before it is run."""
 
@@ -48,6 +57,13 @@ class Claim:
     arm: str
     baseline: str
     metric: str
+
+
+def on_problems(trained: Trained, world: World) -> Measured:
+    """Right answers on the held-out problems, sampled and greedy."""
+    scores = measure(trained.stage.sampler, world)
+    items = {f"{split}/pass@1": (s.correct_counts / s.k).tolist() for split, s in scores.items()}
+    return Measured(flat(scores), items, str(scores["test"]))
 
 
 @dataclass(frozen=True)
@@ -61,11 +77,19 @@ class Experiment:
     configs: Callable[[World], dict[str, Any]]  # what results.json says of how it was trained
     sources: Sequence[ModuleType]  # the code that the results belong to
     longer: bool = False  # also measure on problems longer than any trained on
+    measure: Callable[[Trained, World], Measured] = on_problems
+    chosen_by: str = "test/pass@1"  # what a sweep maximises, on validation items
+    tasks: tuple[str, str] = ("math", "gsm8k")  # by default: below full scale, and at it
 
     @property
     def code(self) -> str:
         """Fingerprint of its sources."""
         return code_of(self.sources)
+
+    def world(self, scale: Scale, task: str | None, seed: int, model: str | None = None) -> World:
+        """The world of `task`, or else of the task that this experiment is about."""
+        name = task or self.tasks[scale is Scale.FULL]
+        return world_of(scale, name, seed, model)
 
 
 def at_rate(cfg: Any, world: World, rate: float | None, *, full: float) -> Any:
@@ -104,17 +128,16 @@ def one_seed(
     if not done.exists():
         world = worlds(seed) if experiment.longer else replace(worlds(seed), ood=())
         trained = experiment.arms[arm](service, world, folder, seed)
-        scores = measure(trained.stage.sampler, world)
-        items = {split: (s.correct_counts / s.k).tolist() for split, s in scores.items()}
+        found = experiment.measure(trained, world)
         record = {
             "seed": seed,
-            "metrics": flat(scores),
+            "metrics": found.metrics,
             "ledger": trained.cost.to_json(),
-            "items": items,
+            "items": found.items,
             "curve": trained.stage.metrics,
         }
         write_json(done, record)
-        print(f"{experiment.name}, {arm}, seed {seed}: {scores['test']}", flush=True)
+        print(f"{experiment.name}, {arm}, seed {seed}: {found.text}", flush=True)
     return json.loads(done.read_text())
 
 
@@ -165,8 +188,9 @@ def sweep(
     results: Path,
     seed: int = 100,
 ) -> dict[str, dict[str, float]]:
-    """pass@1 on validation of each arm at each learning rate, at half the steps and a seed of
-    its own, written to `results`/sweep.json. The arms' rates were chosen from it."""
+    """What `experiment.chosen_by` is on validation for each arm at each learning rate, at half the
+    steps and a seed of its own, written to `results`/sweep.json. The arms' rates were chosen from
+    it."""
     world = worlds(seed)
     world = replace(world, test=world.validation[:100], ood=[], k=min(world.k, 8), effort=0.5)
     table: dict[str, dict[str, float]] = {}
@@ -176,11 +200,13 @@ def sweep(
             done = out / f"{name}.json"
             if not done.exists():
                 trained = run(service, world, out / name, seed, rate=rate)
-                write_json(done, measure(trained.stage.sampler, world)["test"].pass_at_1.value)
+                found = experiment.measure(trained, world)
+                write_json(done, found.metrics[experiment.chosen_by])
             score = json.loads(done.read_text())
             table.setdefault(arm, {})[f"{rate:g}"] = score
             print(f"sweep, {arm}, learning rate {rate:g}: {score:.3f}", flush=True)
-    write_json(results / "sweep.json", {"commit": git_commit(), "seed": seed, "pass@1": table})
+    _, _, metric = experiment.chosen_by.partition("/")
+    write_json(results / "sweep.json", {"commit": git_commit(), "seed": seed, metric: table})
     return table
 
 
@@ -204,11 +230,9 @@ def _arm_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _verdict(claim: Claim, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    split, _, metric = claim.metric.partition("/")
-
     def values(arm: str) -> Any:
-        if metric == "pass@1":
-            return np.array([run["items"][split] for run in records[arm]])
+        if all(claim.metric in run["items"] for run in records[arm]):
+            return np.array([run["items"][claim.metric] for run in records[arm]])
         return np.array([run["metrics"][claim.metric] for run in records[arm]])
 
     gain = paired_difference(values(claim.arm), values(claim.baseline))

@@ -325,9 +325,7 @@ def _after(start: int, now: int, change: Change) -> int:
             return now + start
 
 
-def _tell(
-    rng: random.Random, start: int, changes: list[Change], told: bool, base: int
-) -> str:
+def _tell(rng: random.Random, start: int, changes: list[Change], told: bool, base: int) -> str:
     rule = "" if base == 10 else f"In base {base}: "
     first = written(start, base)
     if not told:
