@@ -37,7 +37,6 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, this file's folder is on the path and ROOT is not
     sys.path.insert(0, str(ROOT))
 
-from posttrain.lab.arms import EXPERIMENTS  # noqa: E402
 from posttrain.scale import Scale, scale_from  # noqa: E402
 from tools.inlining import Names, WeaveError, inline  # noqa: E402
 
@@ -170,6 +169,8 @@ def check(script: Path, root: Path) -> list[str]:
 
 def check_folders(root: Path, scripts: Iterable[Path]) -> list[str]:
     """Notebooks without a script, and results files that other code produced."""
+    from posttrain.lab.arms import EXPERIMENTS  # only here: it loads torch
+
     problems, codes = [], {}
     for script in scripts:
         try:
