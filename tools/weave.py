@@ -130,9 +130,11 @@ def execute(
         if out:
             nbformat.write(ran, target)
         raise WeaveError(f"{name}: failed at {scale} scale\n{error}") from None
-    _copy_outputs(ran, notebook, {"code": code, "scale": scale.value})
+    seconds = round(time.monotonic() - began)
+    stamp = {"code": code, "scale": scale.value, "seconds": seconds, "cores": os.cpu_count()}
+    _copy_outputs(ran, notebook, stamp)
     target.write_text(nbformat.writes(notebook) + "\n")
-    return f"{name}: executed at {scale} scale in {time.monotonic() - began:.0f} s"
+    return f"{name}: executed at {scale} scale in {seconds} s"
 
 
 def check(script: Path, root: Path) -> list[str]:
@@ -246,13 +248,13 @@ def _notebook(parts: list[tuple[str, str, list[str]]], source: str) -> NotebookN
     return notebook
 
 
-def _copy_outputs(old: NotebookNode, new: NotebookNode, stamp: dict[str, str]) -> None:
+def _copy_outputs(old: NotebookNode, new: NotebookNode, stamp: dict[str, Any]) -> None:
     for theirs, ours in zip(_code_cells(old), _code_cells(new), strict=True):
         ours.outputs, ours.execution_count = theirs.outputs, theirs.execution_count
     new.metadata["posttrain"]["run"] = stamp
 
 
-def _stamp(notebook: NotebookNode) -> dict[str, str] | None:
+def _stamp(notebook: NotebookNode) -> dict[str, Any] | None:
     return notebook.metadata.get("posttrain", {}).get("run")
 
 
