@@ -29,6 +29,8 @@ class Mixture:
     tasks: Mapping[str, float] = field(default_factory=lambda: {"math": 1.0})  # of documents
     thought: float = 0.6  # that a document of math problems shows its work; else only answers
     several: float = 0.35  # that a document of math problems or stories holds several
+    careful: float = math.CAREFUL  # share of people without misconceptions
+    careless: float = math.CARELESS  # share of people with all of them
 
 
 def documents(seed: int, mixture: Mixture) -> Iterator[str]:
@@ -55,7 +57,7 @@ def math_documents(seed: int, mixture: Mixture) -> Iterator[str]:
         for base in math.BASES
     }
     while True:
-        solver = math.solver(rng)
+        solver = math.solver(rng, mixture.careful, mixture.careless)
         work = rng.random() < mixture.thought
         gaps = explanations.person(rng)[1] if rng.random() < GAPS else frozenset()
         streams = by_length[8 if rng.random() < OCTAL else 10]
