@@ -77,30 +77,26 @@ OUTCOME = each(right_answer)
 class Batch:
     """All that was sampled for one step: P items, G rollouts of each, and their rewards."""
 
-    items_P: list[Any]
-    groups_P_G: list[list[Rollout]]
-    rewards_P_G: Tensor
+    items: list[Any]  # P
+    groups: list[list[Rollout]]  # P of G
+    rewards: Tensor  # (P, G)
     judged: dict[str, float]  # what the reward says is worth plotting
 
     def with_contrast(self) -> Batch:
         """The groups whose rewards differ."""
-        kept = contrast(self.rewards_P_G).nonzero().flatten().tolist()
-        return Batch(
-            [self.items_P[i] for i in kept],
-            [self.groups_P_G[i] for i in kept],
-            self.rewards_P_G[kept],
-            self.judged,
-        )
+        kept = contrast(self.rewards).nonzero().flatten().tolist()
+        items, groups = [self.items[i] for i in kept], [self.groups[i] for i in kept]
+        return Batch(items, groups, self.rewards[kept], self.judged)
 
     def __add__(self, other: Batch) -> Batch:
-        """Both; what was judged is the mean over their groups."""
-        n, m = len(self.items_P), len(other.items_P)
-        return Batch(
-            self.items_P + other.items_P,
-            self.groups_P_G + other.groups_P_G,
-            torch.cat([self.rewards_P_G, other.rewards_P_G]),
-            {k: (n * self.judged.get(k, 0.0) + m * v) / (n + m) for k, v in other.judged.items()},
-        )
+        """Both; of what was judged, the mean over their groups, and the sum where it is tokens."""
+        n, m = len(self.items), len(other.items)
+        judged = {}
+        for name, value in other.judged.items():
+            before, total = self.judged.get(name, 0.0), name.endswith("_tokens")
+            judged[name] = before + value if total else (n * before + m * value) / (n + m)
+        rewards_P_G = torch.cat([self.rewards, other.rewards])
+        return Batch(self.items + other.items, self.groups + other.groups, rewards_P_G, judged)
 
 
 def sample_batch(
@@ -119,17 +115,17 @@ def sample_batch(
     arXiv:2503.14476). What was sampled in vain stays in the batch: it was paid for, and measures
     of the policy must not leave out what it always or never gets right.
     """
-    tried: dict[int, None] = {}
+    tried: set[int] = set()
     batch = Batch([], [], torch.empty(0, cfg.group_size), {})
     for number in range(cfg.rounds):
-        missing = cfg.prompts - len(batch.with_contrast().items_P)
+        missing = cfg.prompts - len(batch.with_contrast().items)
         order = batch_indices(
             len(problems), cfg.prompts, item_seed(cfg.seed, number), step // cfg.reuse
         )
         picked = [i for i in order if i not in tried][:missing]
         if not picked:
             break
-        tried |= dict.fromkeys(picked)
+        tried.update(picked)
         new_P = [problems[i] for i in picked]
         groups_P_G = play(
             sampler, new_P, cfg.group_size,
@@ -194,18 +190,19 @@ def train(
             sampler = policy.save_weights_and_get_sampling_client().result()
             batch = sample_batch(sampler, problems, cfg, step, play=play, reward=reward)
             used = batch.with_contrast() if cfg.rounds > 1 else batch
-            data_D = rlvr_datums(used.groups_P_G, advantages(used.rewards_P_G), weights)
+            data_D = rlvr_datums(used.groups, advantages(used.rewards), weights)
             if loss == "gspo":
                 data_D = [with_sequence_mask(datum) for datum in data_D]
-        metrics = rollout_metrics(batch.items_P, batch.groups_P_G, batch.rewards_P_G)
+        metrics = rollout_metrics(batch.items, batch.groups, batch.rewards)
         metrics |= batch.judged
+        if not fresh:  # what was sampled and judged is paid for once
+            metrics |= {name: 0.0 for name in metrics if name.endswith("_tokens")}
         metrics["tokens"] = float(sum(datum.model_input.length for datum in data_D))
-        if not fresh:
-            metrics["sampled_tokens"] = 0.0  # they were counted when they were sampled
         if reference is not None and step % cfg.kl_every == 0:
-            firsts = [group[0] for group in batch.groups_P_G]
+            firsts = [group[0] for group in batch.groups]
             metrics["kl"] = kl_from(reference, firsts)
-            metrics["scored_tokens"] = float(sum(len(r.prompt) + len(r.tokens) for r in firsts))
+            scored = metrics.get("scored_tokens", 0.0)
+            metrics["scored_tokens"] = scored + sum(len(r.prompt) + len(r.tokens) for r in firsts)
         if data_D:
             backward = policy.forward_backward(data_D, loss, loss_config)
             update = policy.optim_step(tinker.AdamParams(learning_rate=cfg.learning_rate))
@@ -276,8 +273,8 @@ def rejection_sample(
     tokens = 0
     for step in range(0, cfg.steps, cfg.reuse):
         batch = sample_batch(sampler, problems, cfg, step, play=play, reward=reward)
-        rows = batch.rewards_P_G.tolist()
-        for problem, group, row in zip(batch.items_P, batch.groups_P_G, rows, strict=True):
+        rows = batch.rewards.tolist()
+        for problem, group, row in zip(batch.items, batch.groups, rows, strict=True):
             tokens += sum(r.length for r in group)
             right = (
                 rollout
