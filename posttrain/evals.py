@@ -8,7 +8,7 @@ the policy by a play, in one turn or in several (`posttrain/rollouts.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from posttrain.datums import chat_prompt
 from posttrain.requests import item_seed, results
 from posttrain.rollouts import Play, Prompt, Rollout, Stop, answer
-from posttrain.stats import Estimate, bootstrap_mean, pass_at_k
+from posttrain.stats import Estimate, bootstrap_mean, fields_to_json, pass_at_k
 from posttrain.tasks.problem import Problem
 
 __all__ = [
@@ -59,13 +59,7 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """Every field under its name; estimates as their dictionaries, arrays as lists."""
-        stored: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Estimate):
-                value = value.to_json()
-            stored[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
-        return stored
+        return fields_to_json(self)
 
 
 def evaluate(

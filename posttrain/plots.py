@@ -23,6 +23,7 @@ from posttrain.stats import Estimate, mean_over_seeds
 # Okabe and Ito's colours, told apart with any colour vision, the faint yellow left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")  # arms differ in print without colour too
+BEFORE = "#8A8A8A"
 INK = "#222222"
 WIDTH = 7.2  # inches; at 150 dots per inch about the width of a README
 STYLE: dict[Any, Any] = {
@@ -102,10 +103,12 @@ def before_after(
     width = 0.8 / len(stages)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
+        # The one before is grey, so that arms have the colours that they have in `curves`.
+        colors = [BEFORE, *COLORS]
         for number, (name, score) in enumerate(stages.items()):
             estimates = [score.pass_at_1, score.pass_at_k, score.greedy]
             left = np.arange(3) + width * (number - (len(stages) - 1) / 2)
-            _bars(axes, left, estimates, width, name, COLORS[number % len(COLORS)])
+            _bars(axes, left, estimates, width, name, colors[number % len(colors)])
         axes.set_xticks(range(3), ["pass@1", f"pass@{k}", "greedy"])
         axes.set(ylim=(0, 1.12), ylabel="share of problems", title=title)
         axes.set_yticks(np.linspace(0, 1, 6))

@@ -1,4 +1,4 @@
-"""Multi-agent reinforcement learning: a policy plays games of two against itself, or against others.
+"""Multi-agent reinforcement learning: a policy plays games of two, with itself or with others.
 
 Every token of a player's moves is pushed up or down by how much better the game ended for its
 seat than games usually end for that seat:
@@ -16,27 +16,24 @@ gets the worst return that the game has, the other one the opposite, so it never
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tinker
 
-from posttrain.datums import batch_indices, chat_prompt, policy_datum
+from posttrain.datums import batch_indices, policy_datum
+from posttrain.methods.players import Ask, Opponent, PolicyPlayer, as_is
 from posttrain.methods.rlvr import mismatch
 from posttrain.requests import item_seed
-from posttrain.rollouts import Rollout, sample_groups
+from posttrain.rollouts import Rollout
 from posttrain.tasks.games.play import Match, Penalty, forfeit, play
 from posttrain.tasks.games.players import Player
-from posttrain.tasks.games.position import Position, game_of
+from posttrain.tasks.games.position import Position
 from posttrain.tasks.games.score import score
 
 Role = tuple[int, str, int]  # learner, game, seat
 Baselines = dict[Role, float]
-Ask = Callable[[str], str]  # text of a position -> question
-Opponent = Callable[[int, tinker.SamplingClient], Player]  # (step, the policy now) -> whom it meets
 
 
 @dataclass(frozen=True)
@@ -47,46 +44,6 @@ class Config:
     steps: int = 60
     decay: float = 0.95  # of the baselines, per game: they remember the last twenty or so
     seed: int = 0  # order of the starts, and sampling
-
-
-def as_is(text: str) -> str:
-    """The position alone, for a policy that knows the games."""
-    return text
-
-
-def with_rules(text: str) -> str:
-    """The position after the rules, for a model that may never have seen the game."""
-    rules = game_of(text).rules
-    return f"{rules} Answer with your move, for example: Move: X.\n{text}"
-
-
-@dataclass
-class PolicyPlayer:
-    """A policy that plays. It keeps what it sampled, in the order in which it was asked."""
-
-    sampler: tinker.SamplingClient
-    max_tokens: int  # of a move
-    seed: int
-    ask: Ask = as_is
-    temperature: float = 1.0  # training needs 1
-    rollouts: list[Rollout] = field(default_factory=list)
-    asked: int = 0  # times
-
-    def moves(self, texts: Sequence[str]) -> list[str]:
-        """One completion for each text; equal texts share a request."""
-        tokenizer = self.sampler.get_tokenizer()
-        counts = Counter(texts)
-        groups = sample_groups(
-            self.sampler, tokenizer,
-            [chat_prompt(tokenizer, self.ask(text)) for text in counts], list(counts.values()),
-            max_tokens=self.max_tokens, seed=item_seed(self.seed, self.asked),
-            temperature=self.temperature,
-        )  # fmt: skip
-        left = dict(zip(counts, map(iter, groups), strict=True))
-        said = [next(left[text]) for text in texts]
-        self.rollouts += said
-        self.asked += 1
-        return [rollout.text for rollout in said]
 
 
 @dataclass(frozen=True)
@@ -172,7 +129,7 @@ def train(
             each other and share nothing.
         starts: positions that games begin with, of one game or of several.
         opponent: whom a single policy meets, in each seat half of the time: `against` a fixed
-            player, or `PastSelves`. By default itself.
+            player, or `PastSelves` (`posttrain/methods/players.py`). By default itself.
         ask: the question that is made of the text of a position.
         baselines: those of a run that is resumed (`baselines_in` its last metrics).
 
@@ -198,7 +155,8 @@ def train(
             [starts[i] for i in batch], players, seating(len(players), cfg.games, step),
             penalty=penalty, seed=item_seed(cfg.seed, step),
         )  # fmt: skip
-        updates, metrics = [], play_metrics(matches, players)
+        updates, metrics = [], play_metrics(matches, learners)
+        metrics["sampled_tokens"] = tokens_sampled(players)
         for i, (policy, learner) in enumerate(zip(policies, learners, strict=True)):
             sides = sides_of(matches, i, learner.rollouts)
             advantages, kept = role_advantages(sides, kept, cfg.decay)
@@ -222,30 +180,32 @@ def seating(players: int, games: int, step: int) -> list[tuple[int, int]]:
     return [((0, 1), (1, 0))[(i + step) % 2] for i in range(games)]
 
 
-def play_metrics(matches: Sequence[Match], players: Sequence[Player]) -> dict[str, float]:
+def play_metrics(matches: Sequence[Match], learners: Sequence[PolicyPlayer]) -> dict[str, float]:
     """What to watch, of each policy: `first/optimal` and so on, and `second/` where there are two.
 
     `optimal` is the share of decisions with a best move, `illegal` of turns without a legal one;
     `seat0_return` and `seat1_return` are means per game. Against itself the returns add up to
     nothing and say nothing about skill: measure against others (`posttrain.tasks.games.duel`).
     """
-    metrics = {"tokens": 0.0, "sampled_tokens": 0.0}
-    for i, player in enumerate(players):
-        if not isinstance(player, PolicyPlayer):
-            continue
+    metrics = {"tokens": 0.0}
+    for i, (prefix, player) in enumerate(zip(("first", "second"), learners, strict=False)):
         found, said = score(matches, i), player.rollouts
-        tokens = sum(r.length for r in said)
-        metrics["sampled_tokens"] += tokens
-        prefix = ("first", "second")[i]
         for name in ("optimal", "seat0_return", "seat1_return"):
             if name in found:
                 metrics[f"{prefix}/{name}"] = found[name]
         if said:
+            tokens = sum(r.length for r in said)
             metrics[f"{prefix}/illegal"] = 1 - found["legal"]
             metrics[f"{prefix}/entropy"] = -sum(sum(r.logprobs) for r in said) / tokens
             metrics[f"{prefix}/length"] = tokens / len(said)
             metrics[f"{prefix}/truncated"] = sum(not r.finished for r in said) / len(said)
     return metrics
+
+
+def tokens_sampled(players: Sequence[Player]) -> float:
+    """By all policies that played, learning or not."""
+    policies = [player for player in players if isinstance(player, PolicyPlayer)]
+    return float(sum(r.length for player in policies for r in player.rollouts))
 
 
 def baseline_name(role: Role) -> str:
@@ -262,45 +222,3 @@ def baselines_in(metrics: Mapping[str, float]) -> Baselines:
             learner, game, seat = role
             found[int(learner), game, int(seat)] = value
     return found
-
-
-def against(player: Callable[[int], Player]) -> Opponent:
-    """The same opponent at every step: `player` makes one of a seed, as `uniform` does."""
-    return lambda step, now: player(step)
-
-
-class PastSelves:
-    """A pool of frozen snapshots: each step, one of the last `size`, taken `every` so many steps.
-
-    All are equally likely, as in fictitious self-play (Heinrich et al. 2015): who must do well
-    against what it was cannot go round in circles. The newest may be the policy itself.
-    """
-
-    def __init__(
-        self,
-        *,
-        every: int = 10,
-        size: int = 8,
-        max_tokens: int = 64,
-        seed: int = 0,
-        ask: Ask = as_is,
-        snapshots: Mapping[int, tinker.SamplingClient] | None = None,
-    ) -> None:
-        """`snapshots` by step: those that a run which is resumed needs from before."""
-        if every < 1 or size < 1:
-            raise ValueError(f"every and size count from 1: every={every}, size={size}")
-        self.every, self.size, self.seed = every, size, seed
-        self.max_tokens, self.ask = max_tokens, ask
-        self.snapshots = dict(snapshots or {})
-
-    def __call__(self, step: int, now: tinker.SamplingClient) -> Player:
-        if step % self.every == 0:
-            self.snapshots[step] = now
-        due = [*range(0, step + 1, self.every)][-self.size :]
-        missing = [at for at in due if at not in self.snapshots]
-        if missing:
-            raise ValueError(f"step {step} needs the snapshots of steps {missing}; pass them on")
-        self.snapshots = {at: self.snapshots[at] for at in due}
-        chosen = random.Random(f"{self.seed}:{step}").choice(due)
-        seed = item_seed(self.seed, step, 1)
-        return PolicyPlayer(self.snapshots[chosen], self.max_tokens, seed, self.ask)
