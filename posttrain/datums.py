@@ -22,12 +22,12 @@ PLAIN_STOP = ["\n", "<|endoftext|>"]
 
 def chat_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     """The tokens of a conversation in which the user has asked and the assistant is to answer."""
-    return _tokens(tokenizer, _chat_text(tokenizer, question))
+    return text_tokens(tokenizer, _chat_text(tokenizer, question))
 
 
 def plain_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     """The form in which a base model without a chat format meets questions."""
-    return _tokens(tokenizer, f"Question: {question}\nAnswer:")
+    return text_tokens(tokenizer, f"Question: {question}\nAnswer:")
 
 
 def chat_completion(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
@@ -40,20 +40,53 @@ def chat_completion(tokenizer: Tokenizer, question: str, answer: str) -> list[in
         ValueError: the chat template rewrites the prompt once the answer is known, or does not
             close an answer with the end-of-sequence token.
     """
-    prompt = _chat_text(tokenizer, question)
-    whole = _chat_text(tokenizer, question, answer)
+    return chat_turns(tokenizer, question, [answer])[0]
+
+
+def chat_turns(
+    tokenizer: Tokenizer, question: str, turns: Sequence[str]
+) -> tuple[list[int], list[bool]]:
+    """`chat_completion` of an answer that the assistant and a tool wrote in turns.
+
+    Each turn is tokenised apart, as `posttrain.rollouts.converse` meets them.
+
+    Returns:
+        The tokens, and which of them are the assistant's own: those of turns 0, 2, 4, ...
+
+    Raises:
+        ValueError: as in `chat_completion`; the last turn is not the assistant's; or the template
+            changes what was said.
+    """
+    if len(turns) % 2 == 0:
+        raise ValueError(f"the assistant has the first turn and the last, so not {len(turns)}")
+    prompt, said = _chat_text(tokenizer, question), "".join(turns)
+    whole = _chat_text(tokenizer, question, said)
     if not whole.startswith(prompt):
         raise ValueError("the chat template changes the prompt when an answer follows it")
-    tokens = _tokens(tokenizer, whole[len(prompt) :])
-    if tokenizer.eos_token_id not in tokens:
+    pieces = [whole[len(prompt) :]]
+    if len(turns) > 1:
+        before, found, after = pieces[0].partition(said)
+        if not found:
+            raise ValueError("the chat template changes what was said, so turns cannot be told")
+        pieces = [before + turns[0], *turns[1:-1], turns[-1] + after]
+    *early, last = (text_tokens(tokenizer, piece) for piece in pieces)
+    if tokenizer.eos_token_id not in last:
         raise ValueError(f"the chat template does not end an answer with {tokenizer.eos_token!r}")
-    return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+    parts = [*early, last[: last.index(tokenizer.eos_token_id) + 1]]
+    own = [i % 2 == 0 for i, part in enumerate(parts) for _ in part]
+    return [token for part in parts for token in part], own
 
 
-def supervised_datum(prompt: Sequence[int], completion: Sequence[int]) -> tinker.Datum:
-    """Cross-entropy on the completion alone: weight 0 on the prompt, 1 on what is to be learned."""
+def supervised_datum(
+    prompt: Sequence[int], completion: Sequence[int], own: Sequence[bool] | None = None
+) -> tinker.Datum:
+    """Cross-entropy on the completion alone: weight 0 on the prompt, 1 on what is to be learned.
+
+    `own` says which tokens of the completion are; by default all, and a tool's never.
+    """
     tokens = [*prompt, *completion]
-    weights = [0.0] * (len(prompt) - 1) + [1.0] * len(completion)
+    learned = [1.0] * len(completion) if own is None else [float(mine) for mine in own]
+    weights = [0.0] * (len(prompt) - 1) + learned
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1]),
         loss_fn_inputs={
@@ -88,17 +121,18 @@ def policy_datum(
     prompt: Sequence[int],
     completion: Sequence[int],
     logprobs: Sequence[float],
-    advantage: float,
+    advantage: float | Sequence[float],
 ) -> tinker.Datum:
     """One sampled completion for a policy-gradient loss.
 
     Args:
         logprobs: what the sampler gave each completion token, in nats.
-        advantage: the same on every completion token; the prompt gets 0 of both.
+        advantage: one for all completion tokens, or one of each; the prompt gets 0 of both.
     """
     tokens, before = [*prompt, *completion], len(prompt) - 1
+    each = [advantage] * len(completion) if isinstance(advantage, int | float) else advantage
     q = torch.tensor([0.0] * before + list(logprobs))
-    advantages = torch.tensor([0.0] * before + [advantage] * len(completion))
+    advantages = torch.tensor([0.0] * before + list(each))
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1]),
         loss_fn_inputs={
@@ -107,6 +141,14 @@ def policy_datum(
             "advantages": TensorData.from_torch(advantages),
         },
     )
+
+
+def with_sequence_mask(datum: tinker.Datum) -> tinker.Datum:
+    """The datum for the loss `gspo`, which wants to know the tokens whose mean ratio is clipped:
+    those with an advantage."""
+    mask = (datum.loss_fn_inputs["advantages"].to_torch() != 0).float()
+    inputs = {**datum.loss_fn_inputs, "sequence_ratio_mask": TensorData.from_torch(mask)}
+    return replace(datum, loss_fn_inputs=inputs)
 
 
 def batch_indices(n: int, size: int, seed: int, step: int) -> list[int]:
@@ -138,7 +180,7 @@ def _chat_text(tokenizer: Tokenizer, question: str, answer: str | None = None) -
     return text
 
 
-def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+def text_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """Tokenise once and for all: the template has written the special tokens, so none is added."""
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert isinstance(tokens, list)

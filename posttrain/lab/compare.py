@@ -122,6 +122,7 @@ def flat(scores: Mapping[str, Score]) -> dict[str, float]:
             "greedy": s.greedy.value,
             "well_formed": s.well_formed,
             "tokens": s.mean_tokens,
+            **s.counts,
         }.items()
     }
 

@@ -1,7 +1,7 @@
 """What an experiment works with at each scale: model, problems, sizes.
 
-At smoke and laptop scale that is the shipped base model and the generated `math` task; at full
-scale a hosted model and GSM8K. Everything that depends on the scale is here or in a method's
+At smoke and laptop scale that is the shipped base model and a generated task, by default `math`; at
+full scale a hosted model and GSM8K. Everything that depends on the scale is here or in a method's
 `Config`, so experiments are written once.
 """
 
@@ -16,8 +16,10 @@ from functools import partial
 from typing import Any
 
 from posttrain.connect import shipped_models
+from posttrain.rollouts import Play, answer, converse
 from posttrain.scale import Scale, pick
-from posttrain.tasks import gsm8k, math
+from posttrain.tasks import code, code_corpus, gsm8k, math, tools, tools_corpus
+from posttrain.tasks.calculator import Calculator
 from posttrain.tasks.problem import Demonstration, Problem
 
 SHIPPED = "posttrain/base"
@@ -40,6 +42,7 @@ class World:
     test: Sequence[Problem]
     ood: Sequence[Problem]  # longer than anything trained on; empty where the task has none
     effort: float = 1.0  # share of the usual optimizer steps; sweeps take less
+    play: Play = answer  # how problems are put to the policy
 
     @property
     def parameters(self) -> int:
@@ -75,6 +78,46 @@ def math_world(scale: Scale, seed: int = 0) -> World:
     )
 
 
+def code_world(scale: Scale, seed: int = 0) -> World:
+    """Programs in a small stack language. Demonstrations are by people with misconceptions, of
+    whom some write the shown tests down as a table."""
+    world = math_world(scale, seed)
+    problems, n = code.problems, len(world.demonstrations)
+    rng = random.Random(seed)
+    shown = [
+        Demonstration(p.question, code_corpus.answer(p, code_corpus.author(rng)))
+        for p in problems("train", n, seed=seed)
+    ]
+    return replace(_generated(world, problems, seed), task="code", demonstrations=shown)
+
+
+def tools_world(scale: Scale, seed: int = 0) -> World:
+    """Sums with a calculator, in conversations. Demonstrations are by people who call always,
+    never, or where it helps, and make well-formed calls: how a malformed one ends is not shown."""
+    world = math_world(scale, seed)
+    problems, n = tools.problems, len(world.demonstrations)
+    rng, mixture = random.Random(seed), tools_corpus.Mixture(malformed=0.0)
+    told = [tools_corpus.told(p, rng, mixture) for p in problems("train", n, seed=seed)]
+    shown = [
+        Demonstration(t.problem.question, t.text, tuple(x.text for x in t.turns)) for t in told
+    ]
+    play = partial(converse, start=Calculator, marks=[tools.STOP])
+    return replace(
+        _generated(world, problems, seed), task="tools", demonstrations=shown, play=play
+    )  # fmt: skip
+
+
+def _generated(world: World, problems: Callable[..., Sequence[Problem]], seed: int) -> World:
+    """As many problems of another generated task as `world` has in each split."""
+    return replace(
+        world,
+        train=problems("train", len(world.train), seed=seed + 1000),
+        validation=problems("validation", len(world.validation)),
+        test=problems("test", len(world.test)),
+        ood=problems("ood", len(world.ood)),
+    )
+
+
 def gsm8k_world(scale: Scale, seed: int = 0) -> World:
     """GSM8K, for real models: from the hub, or from the file POSTTRAIN_GSM8K names."""
     count = partial(pick, scale)
@@ -95,7 +138,12 @@ def gsm8k_world(scale: Scale, seed: int = 0) -> World:
     )
 
 
-TASKS: dict[str, Callable[[Scale, int], World]] = {"math": math_world, "gsm8k": gsm8k_world}
+TASKS: dict[str, Callable[[Scale, int], World]] = {
+    "math": math_world,
+    "gsm8k": gsm8k_world,
+    "code": code_world,
+    "tools": tools_world,
+}
 
 
 def world_of(

@@ -79,7 +79,8 @@ def reinforce(
     stage = run_stage(
         service, world, folder,
         lambda policy, at: rlvr.train(
-            policy, world.train, cfg, reference=first.sampler, start=at, **variant
+            policy, world.train, cfg,
+            play=world.play, reference=first.sampler, start=at, **variant,
         ),
         cfg, start=first.checkpoint,
         extra={name: getattr(value, "__name__", value) for name, value in variant.items()},
@@ -101,10 +102,10 @@ def select(
     budget = rlvr_config(world, seed)
     kept = folder.parent / f"seed-{seed}-samples.json"
     if not kept.exists():
-        shown, tokens = rlvr.rejection_sample(first.sampler, world.train, budget)
+        shown, tokens = rlvr.rejection_sample(first.sampler, world.train, budget, play=world.play)
         write_json(kept, {"tokens": tokens, "shown": [asdict(d) for d in shown]})
     stored = json.loads(kept.read_text())
-    shown = [sft.Demonstration(**d) for d in stored["shown"]]
+    shown = [sft.Demonstration(**{**d, "turns": tuple(d["turns"])}) for d in stored["shown"]]
     cfg = sft.Config(
         steps=budget.steps, batch_size=budget.prompts * budget.group_size, seed=seed,
     )  # fmt: skip
