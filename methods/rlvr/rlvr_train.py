@@ -87,6 +87,7 @@ from posttrain.datums import policy_datum
 # %% tags=["inline"]
 from posttrain.methods.rlvr import (
     Config,
+    each,
     mismatch,
     right_answer,
     rlvr_datums,
@@ -211,7 +212,7 @@ def right_steps(problem, answer):
 short = replace(cfg, steps=pick(scale, smoke=2, laptop=20, full=40))
 variants = {"outcome, importance sampling": [history[: short.steps]]}
 if hasattr(world.train[0], "grade_steps"):
-    variants["step reward"] = [practise("step reward", short, reward=right_steps)[0]]
+    variants["step reward"] = [practise("step reward", short, reward=each(right_steps))[0]]
 variants["ppo, 2 updates a batch"] = [practise("ppo", replace(short, reuse=2), loss="ppo")[0]]
 curves(variants, "correct", title="Right final answers while practising", ylabel="share")
 

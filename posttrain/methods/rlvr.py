@@ -23,9 +23,12 @@ from torch import Tensor
 from posttrain.advantages import centred, without_contrast
 from posttrain.datums import batch_indices, chat_prompt, policy_datum
 from posttrain.rollouts import Rollout, kl_from, sample_groups
-from posttrain.tasks.problem import Demonstration, Problem
+from posttrain.tasks.problem import Demonstration, Item, Problem
 
-Reward = Callable[[Any, str], float]
+# (P items, P groups of G rollouts) to their (P, G) rewards, and what else is worth plotting.
+# A judge that is a model reads a whole batch at once; `each` makes one of a verifier.
+Reward = Callable[[Sequence[Any], Sequence[Sequence[Rollout]]], tuple[Tensor, dict[str, float]]]
+Verifier = Callable[[Any, str], float]  # (problem, answer) to its reward
 Advantages = Callable[[Tensor], Tensor]
 
 
@@ -46,6 +49,22 @@ def right_answer(problem: Problem, answer: str) -> float:
     return float(problem.grade(answer).correct)
 
 
+def each(verifier: Verifier) -> Reward:
+    """The reward that asks `verifier` about one answer after the other."""
+
+    def rewards(
+        batch_P: Sequence[Any], groups_P_G: Sequence[Sequence[Rollout]]
+    ) -> tuple[Tensor, dict[str, float]]:
+        pairs = zip(batch_P, groups_P_G, strict=True)
+        return torch.tensor([[verifier(p, r.text) for r in group] for p, group in pairs]), {}
+
+    rewards.__name__ = getattr(verifier, "__name__", "rewards")  # what a run's config records
+    return rewards
+
+
+OUTCOME = each(right_answer)
+
+
 def rlvr_datums(groups_P_G: Sequence[Sequence[Rollout]], advantages_P_G: Tensor) -> list[Any]:
     """Datums of all completions, weighed by 1 / N so that the step size does not depend on N.
 
@@ -62,8 +81,8 @@ def rlvr_datums(groups_P_G: Sequence[Sequence[Rollout]], advantages_P_G: Tensor)
 
 
 def rollout_batch(
-    sampler: tinker.SamplingClient, problems: Sequence[Problem], cfg: Config, step: int
-) -> tuple[list[Problem], list[list[Rollout]]]:
+    sampler: tinker.SamplingClient, problems: Sequence[Item], cfg: Config, step: int
+) -> tuple[list[Item], list[list[Rollout]]]:
     """The problems of one step, and G answers to each."""
     tokenizer = sampler.get_tokenizer()
     batch = batch_indices(len(problems), cfg.prompts, cfg.seed, step // cfg.reuse)
@@ -77,10 +96,10 @@ def rollout_batch(
 
 def train(
     policy: tinker.TrainingClient,
-    problems: Sequence[Problem],
+    problems: Sequence[Item],
     cfg: Config,
     *,
-    reward: Reward = right_answer,
+    reward: Reward = OUTCOME,
     advantages: Advantages = centred,
     loss: Any = "importance_sampling",
     reference: tinker.SamplingClient | None = None,
@@ -89,7 +108,8 @@ def train(
     """One optimizer step per yield, from step `start` on.
 
     Args:
-        reward: what the verifier says about (problem, answer).
+        reward: of all answers of a step; by default 1 for a right one, and then the problems must
+            be able to grade. Its metrics are yielded with those of `rollout_metrics`.
         advantages: `(P, G)` rewards to `(P, G)` advantages.
         loss: a policy-gradient loss of the server, `importance_sampling` or `ppo`.
         reference: the policy before training, to measure KL(policy || reference).
@@ -98,11 +118,9 @@ def train(
         if step % cfg.reuse == 0 or step == start:
             sampler = policy.save_weights_and_get_sampling_client().result()
             batch_P, groups_P_G = rollout_batch(sampler, problems, cfg, step)
-            rewards_P_G = torch.tensor(
-                [[reward(p, r.text) for r in g] for p, g in zip(batch_P, groups_P_G, strict=True)]
-            )
+            rewards_P_G, judged = reward(batch_P, groups_P_G)
             data_D = rlvr_datums(groups_P_G, advantages(rewards_P_G))
-        metrics = rollout_metrics(batch_P, groups_P_G, rewards_P_G)
+        metrics = rollout_metrics(batch_P, groups_P_G, rewards_P_G) | judged
         if reference is not None and step % cfg.kl_every == 0:
             metrics["kl"] = kl_from(reference, [group[0] for group in groups_P_G])
         if data_D:
@@ -114,16 +132,20 @@ def train(
 
 
 def rollout_metrics(
-    batch_P: Sequence[Problem], groups_P_G: Sequence[Sequence[Rollout]], rewards_P_G: Tensor
+    batch_P: Sequence[Any], groups_P_G: Sequence[Sequence[Rollout]], rewards_P_G: Tensor
 ) -> dict[str, float]:
-    """What to watch: the loss of a policy gradient says nothing about progress, these do."""
+    """What to watch: the loss of a policy gradient says nothing about progress, these do.
+
+    `correct` and `unparsed` are of those items that can grade, and missing where none can.
+    """
     flat = [rollout for group in groups_P_G for rollout in group]
-    grades = [p.grade(r.text) for p, group in zip(batch_P, groups_P_G, strict=True) for r in group]
+    graded = [(p, g) for p, g in zip(batch_P, groups_P_G, strict=True) if hasattr(p, "grade")]
+    grades = [p.grade(r.text) for p, group in graded for r in group]
+    shares = {"correct": [g.correct for g in grades], "unparsed": [not g.parsed for g in grades]}
     tokens = sum(len(r.tokens) for r in flat)
     return {
         "reward": rewards_P_G.mean().item(),
-        "correct": sum(g.correct for g in grades) / len(grades),
-        "unparsed": sum(not g.parsed for g in grades) / len(grades),
+        **{name: sum(found) / len(found) for name, found in shares.items() if found},
         "no_contrast": without_contrast(rewards_P_G),
         "entropy": -sum(sum(r.logprobs) for r in flat) / tokens,
         "length": tokens / len(flat),
@@ -149,10 +171,10 @@ def mismatch(data_D: Sequence[tinker.Datum], output: tinker.ForwardBackwardOutpu
 
 def rejection_sample(
     sampler: tinker.SamplingClient,
-    problems: Sequence[Problem],
+    problems: Sequence[Item],
     cfg: Config,
     *,
-    reward: Reward = right_answer,
+    reward: Reward = OUTCOME,
 ) -> tuple[list[Demonstration], int]:
     """The data of rejection-sampling fine-tuning: the policy's own right answers, each once.
 
@@ -167,9 +189,10 @@ def rejection_sample(
     tokens = 0
     for step in range(0, cfg.steps, cfg.reuse):
         batch_P, groups_P_G = rollout_batch(sampler, problems, cfg, step)
-        for problem, group in zip(batch_P, groups_P_G, strict=True):
+        rewards_P_G, _ = reward(batch_P, groups_P_G)
+        for problem, group, row in zip(batch_P, groups_P_G, rewards_P_G.tolist(), strict=True):
             tokens += sum(len(r.tokens) for r in group)
-            right = (r for r in group if r.finished and reward(problem, r.text) == 1.0)
+            right = (r for r, paid in zip(group, row, strict=True) if r.finished and paid == 1.0)
             kept.update(dict.fromkeys((problem.question, r.text.strip()) for r in right))
     if not kept:
         raise ValueError("no sampled answer was right: there is nothing to fine-tune on")

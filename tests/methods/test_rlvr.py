@@ -11,6 +11,7 @@ from posttrain.datums import chat_prompt
 from posttrain.methods import sft
 from posttrain.methods.rlvr import (
     Config,
+    each,
     rejection_sample,
     right_answer,
     rlvr_datums,
@@ -105,10 +106,32 @@ def test_another_reward_is_another_function(policy: tinker.TrainingClient) -> No
     cfg = Config(prompts=8, group_size=4, max_tokens=40, steps=1, learning_rate=0.0)
     longer = math.problems("train", 8, steps=(3, 4))
     (outcome,) = train(policy, longer, cfg)
-    (process,) = train(policy, longer, cfg, reward=steps)
+    (process,) = train(policy, longer, cfg, reward=each(steps))
     assert outcome["reward"] == outcome["correct"]
     assert process["reward"] > outcome["reward"]  # some steps of a wrong answer are right
     assert process["correct"] == outcome["correct"]  # the same samples, another reward
+
+
+class Ungraded:
+    """An item without a right answer."""
+
+    key, question, solution = "ungraded", "Compute 31+24-12.", ""
+
+
+def test_a_reward_sees_the_whole_batch_and_adds_its_metrics(policy: tinker.TrainingClient) -> None:
+    asked: list[tuple[int, list[int]]] = []
+
+    def lengths(batch_P: Any, groups_P_G: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        asked.append((len(batch_P), [len(group) for group in groups_P_G]))
+        return torch.tensor([[float(len(r.tokens)) for r in g] for g in groups_P_G]), {"judged": 7}
+
+    cfg = Config(prompts=2, group_size=3, max_tokens=8, steps=1)
+    (metrics,) = train(policy, [Ungraded()], cfg, reward=lengths)
+    assert asked == [(2, [3, 3])]
+    assert metrics["judged"] == 7
+    assert metrics["reward"] == pytest.approx(metrics["length"])
+    assert "correct" not in metrics
+    assert "unparsed" not in metrics
 
 
 def test_reuse_takes_two_updates_on_one_batch(policy: tinker.TrainingClient) -> None:
@@ -135,7 +158,7 @@ def test_rejection_sampling_keeps_right_answers_once(policy: tinker.TrainingClie
     assert len({(d.question, d.answer) for d in kept}) == len(kept)
     assert tokens > 0
     with pytest.raises(ValueError, match="no sampled answer was right"):
-        rejection_sample(sampler, PROBLEMS, SMALL, reward=lambda problem, answer: 0.0)
+        rejection_sample(sampler, PROBLEMS, SMALL, reward=each(lambda *_: 0.0))
 
 
 def test_kl_is_the_mean_gap_of_sequence_logprobs(policy: tinker.TrainingClient) -> None:
