@@ -66,9 +66,14 @@ def sample_groups(
 def kl_from(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> float:
     """KL(policy || reference) in nats per completion, from the policy's own samples.
 
-    The Monte Carlo mean of sum_t log p(y_t) - log p_ref(y_t): unbiased, and noisy in proportion
-    to its own size.
+    The Monte Carlo mean of `log_ratios`: unbiased, and noisy in proportion to its own size.
     """
+    gaps = log_ratios(reference, rollouts)
+    return sum(gaps) / len(gaps)
+
+
+def log_ratios(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> list[float]:
+    """sum_t log p(y_t) - log p_ref(y_t) of each rollout, in nats, p being who sampled it."""
     futures = [
         reference.compute_logprobs(tinker.ModelInput.from_ints([*r.prompt, *r.tokens]))
         for r in rollouts
@@ -77,4 +82,4 @@ def kl_from(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> fl
     for rollout, future in zip(rollouts, futures, strict=True):
         scores = future.result()[len(rollout.prompt) :]
         gaps.append(sum(rollout.logprobs) - sum(s for s in scores if s is not None))
-    return sum(gaps) / len(gaps)
+    return gaps
