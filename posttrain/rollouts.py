@@ -275,9 +275,15 @@ def _sample(
 def kl_from(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> float:
     """KL(policy || reference) in nats per rollout, from the policy's own samples.
 
-    The Monte Carlo mean of sum_t log p(y_t) - log p_ref(y_t) over the tokens that the policy
-    wrote: unbiased, and noisy in proportion to its own size.
+    The Monte Carlo mean of `log_ratios`: unbiased, and noisy in proportion to its own size.
     """
+    gaps = log_ratios(reference, rollouts)
+    return sum(gaps) / len(gaps)
+
+
+def log_ratios(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> list[float]:
+    """sum_t log p(y_t) - log p_ref(y_t) of each rollout over the tokens that the policy wrote, in
+    nats, p being who sampled it."""
     scored = results(
         partial(reference.compute_logprobs, tinker.ModelInput.from_ints([*r.prompt, *r.tokens]))
         for r in rollouts
@@ -286,4 +292,4 @@ def kl_from(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> fl
     for rollout, scores in zip(rollouts, scored, strict=True):
         told = zip(rollout.logprobs, scores[len(rollout.prompt) :], rollout.sampled, strict=True)
         gaps.append(sum(p - q for p, q, sampled in told if sampled and q is not None))
-    return sum(gaps) / len(gaps)
+    return gaps
