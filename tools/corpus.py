@@ -31,6 +31,7 @@ class Mixture:
     several: float = 0.35  # that a document of math problems or stories holds several
     careful: float = math.CAREFUL  # share of people without misconceptions
     careless: float = math.CARELESS  # share of people with all of them
+    in_head: tuple[float, float] | None = None  # the same two for people who show no work
 
 
 def documents(seed: int, mixture: Mixture) -> Iterator[str]:
@@ -50,7 +51,7 @@ def documents(seed: int, mixture: Mixture) -> Iterator[str]:
 
 
 def math_documents(seed: int, mixture: Mixture) -> Iterator[str]:
-    rng = random.Random(f"math:{seed}")
+    rng, heads = random.Random(f"math:{seed}"), random.Random(f"heads:{seed}")
     lengths = range(1, len(LENGTHS) + 1)
     by_length = {
         base: [math.stream("train", seed=seed, steps=(n, n), base=base) for n in lengths]
@@ -59,6 +60,8 @@ def math_documents(seed: int, mixture: Mixture) -> Iterator[str]:
     while True:
         solver = math.solver(rng, mixture.careful, mixture.careless)
         work = rng.random() < mixture.thought
+        if mixture.in_head and not work:
+            solver = math.solver(heads, *mixture.in_head)
         gaps = explanations.person(rng)[1] if rng.random() < GAPS else frozenset()
         streams = by_length[8 if rng.random() < OCTAL else 10]
         blocks = []
