@@ -25,6 +25,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from posttrain.engine.access import LOOPBACK, Guard, Keys, detail
 from posttrain.engine.engine import Engine
 from posttrain.engine.errors import UserError
+from posttrain.engine.files import raise_file_limit
+from posttrain.engine.heap import keep_pages
 from posttrain.engine.routes.account import account_routes
 from posttrain.engine.routes.checkpoints import checkpoint_routes
 from posttrain.engine.routes.files import Files
@@ -95,6 +97,8 @@ def listen(host: str, port: int) -> socket.socket:
     # would hold every second packet back for 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Its connections inherit it: a client whose machine is gone is noticed some day.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.bind((host, port))
     listener.listen(1024)
     return listener
@@ -104,6 +108,7 @@ async def tidy(engine: Engine) -> None:
     while True:
         await asyncio.sleep(TIDY)
         engine.sessions.end_silent()
+        engine.promises.sweep()
         try:
             await asyncio.to_thread(engine.tidy)
         except OSError as error:  # a full disk, say: the next round may succeed
@@ -147,6 +152,8 @@ def serve(
     """
     if host not in LOOPBACK and not api_key:
         raise UserError(f"to listen on {host}, where other machines can connect, pass an API key")
+    raise_file_limit()
+    keep_pages()
     if threads is not None:
         torch.set_num_threads(threads)
     engine = Engine(models, state, device, dtype)
@@ -168,5 +175,4 @@ def serve(
     try:
         asyncio.run(run(server, engine, listener))
     finally:
-        engine.usage.flush()
-        engine.worker.stop()
+        engine.close()

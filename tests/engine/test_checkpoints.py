@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.engine.checkpoints import RunRecord, Store
+from posttrain.engine.checkpoints import Store
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import LoraConfig
 from posttrain.engine.paths import SAMPLER, WEIGHTS, parse
+from posttrain.engine.records import RunRecord
 
 RECORD = RunRecord("abc-1:train:0", "posttrain/tiny", LoraConfig(rank=4), {"who": "me"})
 TENSORS = {"adapter": {"x.lora_A": torch.arange(6.0).view(2, 3)}}
@@ -122,7 +123,7 @@ def test_a_copy_shares_bytes_and_outlives_its_source(store: Store) -> None:
     copied = store.copy(source.path, "def-2:train:0", None)
     assert copied.path == "tinker://def-2:train:0/sampler_weights/one"
     assert (copied.expires_at, copied.public, copied.user_metadata) == (None, False, {"a": "b"})
-    pair = [store.file(checkpoint, "adapter") for checkpoint in (source, copied)]
+    pair = [store.file(checkpoint, "adapter")[0] for checkpoint in (source, copied)]
     assert pair[0].stat().st_ino == pair[1].stat().st_ino
     store.delete(source.path)
     assert torch.equal(store.tensors(copied, "adapter")["x.lora_A"], TENSORS["adapter"]["x.lora_A"])
