@@ -56,9 +56,9 @@ def read(checkpoint: str, path: Path, checksum: str) -> bytes:
 
 
 def read_tensors(checkpoint: str, path: Path, checksum: str) -> dict[str, Tensor]:
-    """All tensors of a file, or UserError where it is damaged."""
+    """All tensors of a file, by name in alphabetic order. Raises UserError where it is damaged."""
     try:
-        return load(read(checkpoint, path, checksum))
+        return dict(sorted(load(read(checkpoint, path, checksum)).items()))
     except SafetensorError as error:
         raise damage(checkpoint, path, f"is not safetensors: {error}") from None
 
