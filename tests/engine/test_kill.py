@@ -64,9 +64,7 @@ def live(
     return acknowledged
 
 
-def test_a_killed_engine_keeps_what_it_acknowledged(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
+def test_a_killed_engine_keeps_what_it_acknowledged(tiny_model_dir: Path, tmp_path: Path) -> None:
     """An engine killed fifty times ends where one that was never killed does, to the bit."""
     chance = random.Random(0)
     acknowledged: list[tuple[int, str]] = []
