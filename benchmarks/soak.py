@@ -4,10 +4,10 @@
     python -m benchmarks.soak --steps 200 --out /tmp/soak.json
 
 Each step samples a group from the sampler of the present weights, trains on it with importance
-sampling, and asks for the next sampler. Every 50 steps the policy is saved under the same name, and
-another client opens a session, trains, samples and closes. What is measured is the engine's process.
-Its first third is warm-up: results are kept for two minutes after they were fetched, 256 samplers
-for each session, and the latest 10,000 requests of a session for its trace.
+sampling, and asks for the next sampler. Every 50 steps the policy is saved under the same name,
+and another client opens a session, trains, samples and closes. What is measured is the engine's
+process. Its first third is warm-up: results are kept for two minutes after they were fetched, 256
+samplers for each session, and the latest 10,000 requests of a session for its trace.
 """
 
 from __future__ import annotations

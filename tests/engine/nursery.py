@@ -57,10 +57,16 @@ class Engine(Child):
     """A serving engine. `url` waits until it does."""
 
     def __init__(
-        self, model: Path, state: Path, key: str, prepare: Callable[[], None] | None = None
+        self,
+        model: Path,
+        state: Path,
+        key: str,
+        prepare: Callable[[], None] | None = None,
+        name: str = "posttrain/tiny",
     ) -> None:
         """`prepare` is called in the process before the engine is made."""
-        super().__init__(serve_tiny, model, state, key, prepare)
+        self.state = state
+        super().__init__(serve_tiny, {name: model}, state, key, prepare)
         self.url: str = self.receive()
 
     def status(self, field: str) -> int:
@@ -77,13 +83,17 @@ class Engine(Child):
 
 
 def serve_tiny(
-    pipe: Connection, model: Path, state: Path, key: str, prepare: Callable[[], None] | None
+    pipe: Connection,
+    models: dict[str, Path],
+    state: Path,
+    key: str,
+    prepare: Callable[[], None] | None,
 ) -> None:
     logging.disable(logging.ERROR)  # what a test provokes
     if prepare is not None:
         prepare()
     serve(
-        {"posttrain/tiny": model},
+        models,
         "127.0.0.1",
         0,
         state,

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import random
+import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from posttrain.engine import leftovers
 from posttrain.engine.checkpoints import Store
 from posttrain.engine.errors import UserError
-from posttrain.engine.lora import LoraConfig
-from posttrain.engine.paths import SAMPLER, WEIGHTS, parse
-from posttrain.engine.records import RunRecord
+from posttrain.engine.paths import WEIGHTS
 from tests.conftest import KEY
+from tests.engine.doomed import ACTIONS, COPY, RECORD, die_before, numbers, path_of
 from tests.engine.nursery import Child, Engine
 from tests.engine.wire import GONE, Client
 
@@ -82,3 +80,74 @@ def test_a_killed_engine_keeps_what_it_acknowledged(tiny_model_dir: Path, tmp_pa
         calm = [client.result(saved)["path"] for saved in expected]
     for (_, path), other in zip(acknowledged, calm, strict=True):
         assert same(state_of(tmp_path / "killed", path), state_of(tmp_path / "calm", other)), path
+
+
+# Every file operation ---------------------------------------------------------------------------
+
+
+def found(store: Store, path: str) -> int | None:
+    """The number that a checkpoint is filled with, None where there is none; never a part of it."""
+    if path not in [checkpoint.path for checkpoint in store.checkpoints()]:
+        with pytest.raises(UserError, match="does not exist"):
+            store.get(path)
+        return None
+    checkpoint = store.get(path)
+    adapter, optimizer = (store.tensors(checkpoint, f) for f in ("adapter", "optimizer"))
+    value = int(adapter["x.lora_A"][0, 0])
+    assert same(adapter, numbers(value)["adapter"])
+    assert same(optimizer, numbers(value)["optimizer"])
+    return value
+
+
+@pytest.mark.parametrize(
+    ("action", "path", "before", "after"),
+    [
+        ("save", path_of("new"), None, 2),
+        ("overwrite", path_of("old"), 1, 2),
+        ("copy", path_of("old", COPY), None, 1),
+        ("delete", path_of("old"), 1, None),
+        ("expire", path_of("old"), 1, 1),
+    ],
+)
+def test_death_before_any_file_operation(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    action: str,
+    path: str,
+    before: int | None,
+    after: int | None,
+) -> None:
+    """Either all has happened or nothing; the rest is swept up, and the same can be done again."""
+    template = Store(tmp_path / "template")
+    template.add_run(RECORD)
+    template.save(RECORD, WEIGHTS, "old", numbers(1))
+    template.save(RECORD, WEIGHTS, "other", numbers(3))
+    outcomes = []
+    for operation in range(100):
+        root = tmp_path / str(operation)
+        shutil.copytree(template.root, root)
+        with Child(die_before, root, action, operation) as child:
+            child.process.join()
+            done = child.process.exitcode == 0
+            assert done or child.process.exitcode == -signal.SIGKILL
+        store = Store(root)
+        outcomes.append(found(store, path))
+        assert found(store, path_of("other")) == 3
+        if action != "overwrite" and action != "delete":
+            assert found(store, path_of("old")) == 1
+
+        with monkeypatch.context() as patched:
+            patched.setattr(leftovers, "YOUNG", -1.0)
+            store = Store(root)
+        assert len(list((root / "data").iterdir())) == len(store.checkpoints())
+        assert not list(root.rglob(".*"))
+        if not done and outcomes[-1] == before:
+            ACTIONS[action](store)
+        assert found(store, path) == after
+        if done:
+            break
+    assert len(outcomes) > 5, "the operations were not counted"
+    assert set(outcomes) == {before, after}
+    assert outcomes[-1] == after
+    changes = sum(one != other for one, other in pairwise(outcomes))
+    assert changes == (before != after), "there is one instant at which it happens"

@@ -5,6 +5,8 @@ The SDK waits for an engine that has died in silence, for minutes. Here that is 
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from typing import Any, Self
 
@@ -34,12 +36,21 @@ class Client:
         self.seq_id = 0
         self.made = 0
         self.run = ""
+        self.closed = threading.Event()
+        threading.Thread(target=self.live, daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed.set()
         self.http.close()
+
+    def live(self) -> None:
+        """Give signs of life, as the SDK does, until this client or the engine is gone."""
+        with contextlib.suppress(*GONE, RuntimeError):
+            while not self.closed.wait(1.0):
+                self.http.post("/api/v1/session_heartbeat", json={"session_id": self.session})
 
     def post(self, route: str, **body: Any) -> Any:
         return self.answer(self.http.post(f"/api/v1/{route}", json=body))
@@ -77,12 +88,15 @@ class Client:
         self.run = self.result(promise["request_id"])["model_id"]
         return self.run
 
-    def step(self, number: int, rate: float = 0.01) -> list[str]:
-        """Submit the optimizer step of this number; its data follow from the number."""
+    def forward(self, number: int, *, backward: bool = False) -> str:
+        """Score, or train on, data that follow from the number."""
         self.seq_id += 1
         tokens = np.random.default_rng(number).integers(0, 256, 12)
         message = pb.ForwardBackwardRequest(
-            model_id=self.run, seq_id=self.seq_id, loss_fn="cross_entropy"
+            model_id=self.run,
+            seq_id=self.seq_id,
+            loss_fn="cross_entropy",
+            forward_only=not backward,
         )
         datum = message.data.add()
         datum.model_input.add().encoded_text.tokens = tokens[:-1].astype("<i4").tobytes()
@@ -90,13 +104,24 @@ class Client:
         target.dense = tokens[1:].astype(NUMPY[pb.DTYPE_INT64]).tobytes()
         target.dtype = pb.DTYPE_INT64
         target.shape.append(11)
-        first = self.http.post(
+        answer = self.http.post(
             "/api/v1/forward_backward",
             content=message.SerializeToString(),
             headers={"content-type": "application/x-protobuf"},
         )
+        return self.answer(answer)["request_id"]
+
+    def step(self, number: int, rate: float = 0.01) -> list[str]:
+        """Submit the optimizer step of this number."""
+        first = self.forward(number, backward=True)
         adam = {"learning_rate": rate, "weight_decay": 0.01}
-        return [self.answer(first)["request_id"], self.send("optim_step", adam_params=adam)]
+        return [first, self.send("optim_step", adam_params=adam)]
+
+    def bits(self) -> tuple[bytes, bytes]:
+        """What the weights compute, before and after a step that depends on the optimizer."""
+        before = self.result(self.forward(100))
+        self.step(101)
+        return before, self.result(self.forward(100))
 
     def save(self, name: str, **more: Any) -> str:
         """Submit a `save_state`."""
