@@ -169,7 +169,7 @@ class Store:
             UserError: there is no such checkpoint, or the run exists, or the disk is full.
         """
         source, expires = self.get(path), expiry(ttl_seconds)
-        if (self.directory(run) / "run.json").exists():
+        if self.directory(run).exists():
             raise UserError(f"training run {run} exists; copy into another model_seq_id")
         origin = self.read_run(source.run)
         record = RunRecord(
@@ -188,21 +188,26 @@ class Store:
             public=False,
         )
         directory = self.root / "data" / copied.data
-        with self.undone(copied):
-            directory.mkdir()
-            for file in source.checksums:
-                # Deleting the source leaves the copy its data.
-                os.link(self.root / "data" / source.data / file, directory / file)
-            sync(directory)
-            sync(directory.parent)
-            with self.changing():
-                self.replaced(run, source.segment, source.name, False)
-                try:
-                    self.add_run(record)
-                    self.describe(copied)
-                except OSError:  # as if it had not been tried
-                    (self.directory(run) / "run.json").unlink(missing_ok=True)
-                    raise
+        aside = self.root / "runs" / f".{copied.data}"
+        description = aside / copied.segment / f"{copied.name}.json"
+        try:
+            with self.undone(copied):
+                directory.mkdir()
+                for file in source.checksums:
+                    # Deleting the source leaves the copy its data.
+                    os.link(self.root / "data" / source.data / file, directory / file)
+                sync(directory)
+                sync(directory.parent)
+                make_directory(description.parent)
+                write_atomically(aside / "run.json", asdict(record))
+                write_atomically(description, asdict(copied))
+                with self.changing():
+                    if self.directory(run).exists():
+                        raise UserError(f"training run {run} exists: another process made it")
+                    os.rename(aside, self.directory(run))
+                    sync(aside.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
         return copied
 
     def describe(self, checkpoint: Checkpoint) -> None:

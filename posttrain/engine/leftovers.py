@@ -21,6 +21,9 @@ def remove_leftovers(root: Path) -> None:
     for path in [*root.glob("runs/**/.*.json.*"), *root.glob("[us]*/.*.json.*")]:
         if old(path):
             path.unlink(missing_ok=True)
+    for directory in (root / "runs").glob(".*"):
+        if old(directory):
+            shutil.rmtree(directory, ignore_errors=True)
     known = data_in_use(root)
     if known is None:
         return
@@ -32,7 +35,7 @@ def remove_leftovers(root: Path) -> None:
 def data_in_use(root: Path) -> set[str] | None:
     """The data directories that descriptions name; None where one of them cannot be read."""
     known = set()
-    for path in root.glob("runs/*/*/[!.]*.json"):
+    for path in root.glob("runs/[!.]*/*/[!.]*.json"):
         try:
             known.add(str(json.loads(path.read_text())["data"]))
         except FileNotFoundError:

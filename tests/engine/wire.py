@@ -148,7 +148,8 @@ class Client:
     def delete(self, path: str) -> None:
         run, segment, name = path.removeprefix("tinker://").split("/")
         place = f"/api/v1/training_runs/{run}/checkpoints/{segment}/{name}"
-        assert self.http.delete(place).status_code == 204
+        answer = self.http.delete(place, headers={"content-type": "application/json"})
+        assert answer.status_code == 204, answer.text
 
     def finish(self) -> None:
         self.http.post(f"/api/v1/sessions/{self.session}/finish", json={})
