@@ -37,6 +37,7 @@ from posttrain.engine.routes.training import training_routes
 logger = logging.getLogger(__name__)
 
 TIDY = 60.0  # seconds between two rounds of `Engine.tidy`
+KEEP_ALIVE = 75  # seconds, longer than a poll, so that clients keep their connections
 
 
 def application(engine: Engine, hosts: tuple[str, ...] | None, api_key: str | None) -> ASGIApp:
@@ -164,7 +165,7 @@ def serve(
             application(engine, hosts, api_key),
             log_level="warning",
             access_log=False,
-            timeout_keep_alive=75,  # longer than a poll, so that clients keep their connections
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=1,  # polls are held for longer; nobody is left to answer
             lifespan="off",
         )

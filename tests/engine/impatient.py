@@ -12,8 +12,8 @@ def end_early() -> None:
 
 
 def forget_early() -> None:
-    """Bounds that a short run reaches: results, snapshots and traces."""
+    """Bounds that a short run reaches: results, snapshots, traces, connections."""
     promises.FETCHED, promises.SWEEP = 0.5, 0.2
-    server.TIDY = 0.5
+    server.TIDY, server.KEEP_ALIVE = 0.5, 2
     samplers.NAMELESS = 16
     traces.KEPT = 100
