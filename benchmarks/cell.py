@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("threads", type=int)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--budget", type=float, default=4.0, help="seconds of repetitions")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds of repetitions")
     parser.add_argument("--begun", type=float, help="time.time() at the start of this process")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()

@@ -30,8 +30,8 @@ HEADER = """\
 
 How fast the embedded engine is, beside what people use for the same work on the same machine.
 `make bench` makes an environment of its own (`.venv-bench`), measures everything in turns, and
-writes this page. It takes about a quarter of an hour on a quiet machine; interrupted, the same
-command continues. What the numbers say holds for this machine and these versions.
+writes this page. It takes about twenty minutes on a quiet machine; interrupted, the same command
+continues. What the numbers say holds for this machine and these versions.
 """
 METHOD = f"""\
 ## What is measured

@@ -20,9 +20,11 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,29 +57,25 @@ class Cell:
 def plan(quick: bool, amx: bool) -> list[Cell]:
     """The cells in the order in which they run, once for each round of each.
 
-    One thread: two rounds, A B C A B C. Two threads: one. `quick`: the tiny model on one thread.
+    One thread: two rounds, A B C A B C. Then what is measured of the engine alone, and at last one
+    round on two threads. `quick`: the tiny model on one thread.
     """
-    cells: list[Cell] = []
     best = "bfloat16" if amx else "float32"
     shapes = ("tiny",) if quick else ("tiny", "small")
-    for threads, rounds in ((1, 1),) if quick else ((1, 2), (2, 1)):
-        for work in WORKS[:3]:
-            for shape in shapes:
-                for dtype in ("bfloat16", "float32"):
-                    turn = [
-                        Cell(work, shape, engine, dtype, threads)
-                        for engine, works in ENGINES.items()
-                        if work in works
-                    ]
-                    cells += turn * rounds
-        if threads == 1:
-            first = [Cell("W4", "tiny", engine, "float32", 1) for engine in ENGINES]
-            cells += first * (1 if quick else 3)
-            cells += [Cell("calls", "tiny", "posttrain", best, 1)]
-            for shape in shapes:
-                for dtype in ("bfloat16", "float32"):
-                    cells += [Cell("engine", shape, "posttrain", dtype, 1)]
-            cells += [Cell("growth", "tiny", "posttrain", best, 1)]
+
+    def turns(dtypes: Sequence[str], threads: int, rounds: int) -> Iterator[Cell]:
+        for work, shape, dtype in product(WORKS[:3], shapes, dtypes):
+            turn = [Cell(work, shape, e, dtype, threads) for e in ENGINES if work in ENGINES[e]]
+            yield from turn * rounds
+
+    cells = [*turns(("bfloat16", "float32"), 1, 1 if quick else 2)]
+    cells += [Cell("W4", "tiny", engine, "float32", 1) for engine in ENGINES] * (1 if quick else 3)
+    cells += [Cell("calls", "tiny", "posttrain", best, 1)]
+    for shape, dtype in product(shapes, ("bfloat16", "float32")):
+        cells += [Cell("engine", shape, "posttrain", dtype, 1)]
+    cells += [Cell("growth", "tiny", "posttrain", best, 1)]
+    if not quick:
+        cells += [*turns(("bfloat16",), 2, 1), *turns(("float32",), 2, 1)]
     return cells
 
 
@@ -212,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
         while left := missing(cells, results["cells"]):
             if time.monotonic() - begin > 60 * args.minutes:
                 print(f"{len(left)} cells are left; the same command continues")
-                return 1
+                break
             before = time.monotonic()
             found = measure(left[0], args.quick)
             results["cells"].setdefault(left[0].key, []).append(found)

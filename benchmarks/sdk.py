@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tinker
@@ -14,6 +14,7 @@ from benchmarks.work import RANK, RATE, SHAPES, Sizes
 from posttrain.connect import connect, ensure_engine
 from posttrain.datums import policy_datum, supervised_datum
 
+Loss = Literal["cross_entropy", "importance_sampling"]
 ADAM = tinker.AdamParams(learning_rate=RATE)
 
 
@@ -36,7 +37,7 @@ class Sdk:
         found: list[list[int]] = self.rng.integers(1, self.vocabulary, shape).tolist()
         return found
 
-    def train(self, data: list[tinker.Datum], loss: str) -> None:
+    def train(self, data: list[tinker.Datum], loss: Loss) -> None:
         """Both requests are on their way before either is awaited."""
         step = self.policy.forward_backward(data, loss)
         update = self.policy.optim_step(ADAM)

@@ -53,7 +53,7 @@ FULL = Sizes()
 QUICK = Sizes(rows=4, length=32, prompts=4, prompt=16, new=8, groups=2, group=4, answer=8)
 
 
-LONG = 8.0  # seconds
+LONG = 5.0  # seconds
 
 
 def enough(times: list[float], budget: float) -> bool:

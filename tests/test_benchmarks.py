@@ -85,8 +85,7 @@ def test_needed_arithmetic_is_that_of_a_forward_pass_without_attention(model: Pa
         packed.logits(packed.hidden(tokens, tokens, nothing))
     a_token = counter.get_total_flops() / 24
     assert engine.flops("W2", FULL) == pytest.approx(64 * 192 * a_token)
-    # A step needs forward and backward through frozen matrices, and 4 r (O + I) for each adapter:
-    # by hand 5,046,272 numbers in matrices that are products, 933,888 in factors.
+    # A step needs forward and backward through frozen matrices, and 4 r (O + I) for each adapter.
     sizes = {name: p.numel() for name, p in engine.decoder.named_parameters() if p.dim() == 2}
     assert a_token == 2 * sum(sizes.values())
     factors = sum(factor.numel() for factor in engine.trainer.adapter.parameters())
@@ -187,7 +186,9 @@ def test_ratios_are_of_medians_over_all_rounds(small: dict[str, Any]) -> None:
     cells = small["cells"]
     assert comparison.median(cells, "W1 tiny posttrain bfloat16 1") == 0.5  # of 0.5, 0.4, 0.6
     best = comparison.best_peer(cells, "W1", "tiny", ("bfloat16",), 1)
-    assert best == comparison.Best("transformers", "bfloat16", pytest.approx(1.7))
+    assert best is not None
+    assert (best.engine, best.dtype) == ("transformers", "bfloat16")
+    assert best.seconds == pytest.approx(1.7)
     assert comparison.ratio(cells, "W1", "tiny", "bfloat16", ("bfloat16",)) == pytest.approx(3.4)
     # Against either type the best peer computes in float32: 1.25 / 0.5.
     assert comparison.ratio(cells, "W1", "tiny", "bfloat16", comparison.DTYPES) == 2.5
