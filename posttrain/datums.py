@@ -10,11 +10,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import tinker
 import torch
 from tinker import TensorData
-from transformers import PreTrainedTokenizerBase as Tokenizer
+
+if TYPE_CHECKING:  # importing it takes as long as a training step
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 # A base model goes on with the next question; its answer ends with the line or the document.
 PLAIN_STOP = ["\n", "<|endoftext|>"]
