@@ -16,38 +16,31 @@ import torch
 from tinker import TensorData
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-# A base model goes on with the next question; its answer ends with the line or the document.
-PLAIN_STOP = ["\n", "<|endoftext|>"]
+from posttrain.renderers import PLAIN_STOP as PLAIN_STOP  # offered here, beside `plain_prompt`
+from posttrain.renderers import one_bos, renderer_for, tokens_of, user
 
 
 def chat_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     """The tokens of a conversation in which the user has asked and the assistant is to answer."""
-    return _tokens(tokenizer, _chat_text(tokenizer, question))
+    return one_bos(tokenizer, renderer_for(tokenizer).render([user(question)]))
 
 
 def plain_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     """The form in which a base model without a chat format meets questions."""
-    return _tokens(tokenizer, f"Question: {question}\nAnswer:")
+    return tokens_of(tokenizer, f"Question: {question}\nAnswer:")
 
 
 def chat_completion(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
-    """The tokens that the assistant adds to `chat_prompt`, its end-of-sequence token included.
+    """The tokens that the assistant adds to `chat_prompt`, its end token included.
 
     Prompt and completion are tokenised apart, as they are when the model samples, so a training
     example holds the very tokens that sampling would produce.
 
     Raises:
-        ValueError: the chat template rewrites the prompt once the answer is known, or does not
-            close an answer with the end-of-sequence token.
+        ValueError: the chat format rewrites the prompt once the answer is known, or does not
+            close an answer with a special token.
     """
-    prompt = _chat_text(tokenizer, question)
-    whole = _chat_text(tokenizer, question, answer)
-    if not whole.startswith(prompt):
-        raise ValueError("the chat template changes the prompt when an answer follows it")
-    tokens = _tokens(tokenizer, whole[len(prompt) :])
-    if tokenizer.eos_token_id not in tokens:
-        raise ValueError(f"the chat template does not end an answer with {tokenizer.eos_token!r}")
-    return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+    return renderer_for(tokenizer).complete(question, answer)
 
 
 def supervised_datum(prompt: Sequence[int], completion: Sequence[int]) -> tinker.Datum:
@@ -125,21 +118,3 @@ def batch_indices(n: int, size: int, seed: int, step: int) -> list[int]:
         picked += order[offset : offset + size - len(picked)]
         epoch, offset = epoch + 1, 0
     return picked
-
-
-def _chat_text(tokenizer: Tokenizer, question: str, answer: str | None = None) -> str:
-    messages = [{"role": "user", "content": question}]
-    if answer is not None:
-        messages.append({"role": "assistant", "content": answer})
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=answer is None
-    )
-    assert isinstance(text, str)
-    return text
-
-
-def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokenise once and for all: the template has written the special tokens, so none is added."""
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert isinstance(tokens, list)
-    return tokens
