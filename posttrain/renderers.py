@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -123,7 +123,11 @@ def renderer_for(tokenizer: Tokenizer, model: str | None = None) -> Renderer:
 def template_renderer(tokenizer: Tokenizer) -> Renderer:
     """The tokenizer's own chat template."""
     render, complete = partial(template_tokens, tokenizer), partial(template_completion, tokenizer)
-    return Renderer("chat template", tokenizer, render, complete, None)
+    renderer = Renderer("chat template", tokenizer, render, complete, None)
+    (end, *_), own = renderer.follows(ROUNDS[0]), tokenizer.eos_token_id
+    if end == own or end not in tokenizer.all_special_ids:
+        return renderer
+    return replace(renderer, stop=[end] if own is None else [end, own])
 
 
 def plain_renderer(tokenizer: Tokenizer) -> Renderer:
@@ -144,7 +148,9 @@ def plain_renderer(tokenizer: Tokenizer) -> Renderer:
 def cookbook_renderer(tokenizer: Tokenizer, model: str) -> Renderer | None:
     """The renderer that tinker_cookbook recommends for `model`; None where it knows none.
 
-    The library is optional: it needs other versions of `transformers` than this one.
+    The library is optional: it needs other versions of `transformers` than this one. Its generic
+    form for base models, `role_colon`, has no end token and is of use only where there is no chat
+    template.
     """
     if not looks_like_hub_id(model):
         return None
@@ -156,6 +162,8 @@ def cookbook_renderer(tokenizer: Tokenizer, model: str) -> Renderer | None:
     try:
         name = get_recommended_renderer_name(model)
     except Exception:  # of the library's own kind, where it does not know the model
+        return None
+    if name == "role_colon" and tokenizer.chat_template:
         return None
     theirs = get_renderer(name, tokenizer, model_name=model)
 
