@@ -132,7 +132,7 @@ def tasks(
     name: Annotated[str | None, typer.Argument(help="one of them; default: a list of all")] = None,
     seed: Annotated[int, typer.Option(help="another seed shows other items")] = 0,
 ) -> None:
-    """Show the tasks of the lab's world, with real items.
+    """Show the tasks of the lab's world: real items, splits, and what the shipped models score.
 
     Examples:
 
@@ -140,7 +140,7 @@ def tasks(
 
       posttrain tasks stories --seed 3   a request, a good story and a poor one
     """
-    from posttrain.lab.gallery import GALLERY
+    from posttrain.lab.gallery import GALLERY, scores
 
     if name is None:
         table = Table("task", "about", "difficulty")
@@ -151,6 +151,15 @@ def tasks(
     if name not in GALLERY:
         raise ValueError(f"unknown task {name!r}; the known ones are {', '.join(GALLERY)}")
     print(GALLERY[name].text(seed))
+    found = scores(name)
+    if not found:
+        print("No shipped model has been measured on it: python -m tools.scores models/base")
+        return
+    names = list(dict.fromkeys(model for row in found.values() for model in row))
+    table = Table("held-out items, 95 % intervals", *names)
+    for measure, row in found.items():
+        table.add_row(measure, *[str(row.get(model, "")) for model in names])
+    Console().print(table)
 
 
 @app.command()
