@@ -19,31 +19,31 @@ from tinker import TensorData
 if TYPE_CHECKING:  # importing it takes as long as a training step
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-# A base model goes on with the next question; its answer ends with the line or the document.
-PLAIN_STOP = ["\n", "<|endoftext|>"]
+from posttrain.renderers import PLAIN_STOP as PLAIN_STOP  # offered here, beside `plain_prompt`
+from posttrain.renderers import one_bos, renderer_for, tokens_of, user
 
 
 def chat_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     """The tokens of a conversation in which the user has asked and the assistant is to answer."""
-    return text_tokens(tokenizer, _chat_text(tokenizer, question))
+    return one_bos(tokenizer, renderer_for(tokenizer).render([user(question)]))
 
 
 def plain_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     """The form in which a base model without a chat format meets questions."""
-    return text_tokens(tokenizer, f"Question: {question}\nAnswer:")
+    return tokens_of(tokenizer, f"Question: {question}\nAnswer:")
 
 
 def chat_completion(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
-    """The tokens that the assistant adds to `chat_prompt`, its end-of-sequence token included.
+    """The tokens that the assistant adds to `chat_prompt`, its end token included.
 
     Prompt and completion are tokenised apart, as they are when the model samples, so a training
     example holds the very tokens that sampling would produce.
 
     Raises:
-        ValueError: the chat template rewrites the prompt once the answer is known, or does not
-            close an answer with the end-of-sequence token.
+        ValueError: the chat format rewrites the prompt once the answer is known, or does not
+            close an answer with a special token.
     """
-    return chat_turns(tokenizer, question, [answer])[0]
+    return renderer_for(tokenizer).complete(question, answer)
 
 
 def chat_turns(
@@ -62,20 +62,14 @@ def chat_turns(
     """
     if len(turns) % 2 == 0:
         raise ValueError(f"the assistant has the first turn and the last, so not {len(turns)}")
-    prompt, said = _chat_text(tokenizer, question), "".join(turns)
-    whole = _chat_text(tokenizer, question, said)
-    if not whole.startswith(prompt):
-        raise ValueError("the chat template changes the prompt when an answer follows it")
-    pieces = [whole[len(prompt) :]]
-    if len(turns) > 1:
-        before, found, after = pieces[0].partition(said)
-        if not found:
-            raise ValueError("the chat template changes what was said, so turns cannot be told")
-        pieces = [before + turns[0], *turns[1:-1], turns[-1] + after]
-    *early, last = (text_tokens(tokenizer, piece) for piece in pieces)
-    if tokenizer.eos_token_id not in last:
-        raise ValueError(f"the chat template does not end an answer with {tokenizer.eos_token!r}")
-    parts = [*early, last[: last.index(tokenizer.eos_token_id) + 1]]
+    said = "".join(turns)
+    whole = str(tokenizer.decode(chat_completion(tokenizer, question, said)))
+    before, found, after = whole.partition(said)
+    if not found:
+        raise ValueError("the chat template changes what was said, so turns cannot be told")
+    pieces = [*turns] if len(turns) > 1 else [said]
+    pieces[0], pieces[-1] = before + pieces[0], pieces[-1] + after
+    parts = [tokens_of(tokenizer, piece) for piece in pieces]
     own = [i % 2 == 0 for i, part in enumerate(parts) for _ in part]
     return [token for part in parts for token in part], own
 
@@ -194,21 +188,3 @@ def batch_indices(n: int, size: int, seed: int, step: int) -> list[int]:
         picked += order[offset : offset + size - len(picked)]
         epoch, offset = epoch + 1, 0
     return picked
-
-
-def _chat_text(tokenizer: Tokenizer, question: str, answer: str | None = None) -> str:
-    messages = [{"role": "user", "content": question}]
-    if answer is not None:
-        messages.append({"role": "assistant", "content": answer})
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=answer is None
-    )
-    assert isinstance(text, str)
-    return text
-
-
-def text_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokenise once and for all: the template has written the special tokens, so none is added."""
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert isinstance(tokens, list)
-    return tokens

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import tinker
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from posttrain.datums import chat_prompt, text_tokens
+from posttrain.datums import chat_prompt
+from posttrain.renderers import tokens_of
 from posttrain.requests import item_seed, results
 
 Prompt = Callable[[Any, str], list[int]]  # (tokenizer, question) -> tokens of the prompt
@@ -188,7 +189,7 @@ class _Talk:
         self._append(said.text, said.tokens, said.logprobs, True)
         reply = self.other.reply(said.text) if said.finished else None
         self.finished = said.finished and reply is None
-        heard = text_tokens(tokenizer, reply or "")
+        heard = tokens_of(tokenizer, reply or "")
         self.open = reply is not None and len(self.tokens) + len(heard) < max_tokens
         if self.open:
             self._append(reply or "", heard, [0.0] * len(heard), False)
