@@ -50,6 +50,30 @@ def chat_completion(tokenizer: Tokenizer, question: str, answer: str) -> list[in
     return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
 
 
+def same_tokenizer(a: Tokenizer, b: Tokenizer) -> None:
+    """Nothing, where every token id means the same to `a` and to `b`, the end token included.
+
+    Log-probabilities of two models can be compared token by token only then. How a conversation
+    is laid out is not compared: two chat templates may differ and still write the same prompt.
+
+    Raises:
+        ValueError: they differ; it names the first token that does.
+    """
+    left, right = a.get_vocab(), b.get_vocab()
+    if left != right:
+        odd = {token for token, _ in left.items() ^ right.items()}
+        first = min(odd, key=lambda token: (left.get(token, right.get(token)), token))
+        raise ValueError(
+            f"the two models have different tokenizers, {len(left)} and {len(right)} tokens: "
+            f"{first!r} is {left.get(first, 'unknown')} in one and {right.get(first, 'unknown')} "
+            "in the other"
+        )
+    if a.eos_token_id != b.eos_token_id:
+        raise ValueError(
+            f"the two models end a text differently: with {a.eos_token!r} and {b.eos_token!r}"
+        )
+
+
 def supervised_datum(prompt: Sequence[int], completion: Sequence[int]) -> tinker.Datum:
     """Cross-entropy on the completion alone: weight 0 on the prompt, 1 on what is to be learned."""
     tokens = [*prompt, *completion]

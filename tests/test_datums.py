@@ -13,6 +13,7 @@ from posttrain.datums import (
     chat_prompt,
     plain_prompt,
     policy_datum,
+    same_tokenizer,
     supervised_datum,
     token_mean,
 )
@@ -87,3 +88,28 @@ def test_a_template_that_rewrites_history_is_refused(tokenizer: PreTrainedTokeni
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(ValueError, match=r"does not end an answer with '<\|end\|>'"):
         chat_completion(tokenizer, "a", "b")
+
+
+def test_a_tokenizer_is_the_same_as_itself_and_as_its_copy(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    same_tokenizer(tokenizer, tokenizer)
+    same_tokenizer(
+        tokenizer, PreTrainedTokenizerFast.from_pretrained(shipped_models()["posttrain/base"])
+    )
+
+
+def test_other_tokenizers_are_refused_by_the_token_that_differs(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    more = PreTrainedTokenizerFast.from_pretrained(shipped_models()["posttrain/base"])
+    more.add_tokens(["<|new|>"])
+    size = len(tokenizer.get_vocab())
+    message = f"{size} and {size + 1} tokens: '<|new|>' is unknown in one and {size} in the other"
+    with pytest.raises(ValueError, match="different tokenizers") as error:
+        same_tokenizer(tokenizer, more)
+    assert message in str(error.value)
+    other_end = PreTrainedTokenizerFast.from_pretrained(shipped_models()["posttrain/base"])
+    other_end.eos_token = "<|endoftext|>"
+    with pytest.raises(ValueError, match=r"end a text differently: with '<\|end\|>' and"):
+        same_tokenizer(tokenizer, other_end)
