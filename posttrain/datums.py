@@ -14,6 +14,7 @@ from dataclasses import replace
 import tinker
 import torch
 from tinker import TensorData
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 # A base model goes on with the next question; its answer ends with the line or the document.
@@ -112,23 +113,48 @@ def policy_datum(
     prompt: Sequence[int],
     completion: Sequence[int],
     logprobs: Sequence[float],
-    advantage: float,
+    advantage: float | Sequence[float],
 ) -> tinker.Datum:
     """One sampled completion for a policy-gradient loss.
 
     Args:
         logprobs: what the sampler gave each completion token, in nats.
-        advantage: the same on every completion token; the prompt gets 0 of both.
+        advantage: one for all completion tokens, or one of each; the prompt gets 0 of both.
     """
     tokens, before = [*prompt, *completion], len(prompt) - 1
+    each = [advantage] * len(completion) if isinstance(advantage, int | float) else advantage
     q = torch.tensor([0.0] * before + list(logprobs))
-    advantages = torch.tensor([0.0] * before + [advantage] * len(completion))
+    advantages = torch.tensor([0.0] * before + list(each))
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1]),
         loss_fn_inputs={
             "target_tokens": TensorData.from_torch(torch.tensor(tokens[1:])),
             "logprobs": TensorData.from_torch(q),
             "advantages": TensorData.from_torch(advantages),
+        },
+    )
+
+
+def soft_datum(
+    prompt: Sequence[int], completion: Sequence[int], tokens_T_K: Tensor, weights_T_K: Tensor
+) -> tinker.Datum:
+    """K targets at each of the T places of a completion: soft targets of cross-entropy.
+
+    Row t stands where the model predicts completion token t; the target need not be that token.
+    Weights may be of any sign. The prompt gets weight 0. Raises ValueError unless both are (T, K).
+    """
+    T, K = tokens_T_K.shape
+    if T != len(completion) or weights_T_K.shape != (T, K):
+        raise ValueError(
+            f"targets {tuple(tokens_T_K.shape)} and weights {tuple(weights_T_K.shape)} for a "
+            f"completion of {len(completion)} tokens"
+        )
+    nothing = torch.zeros(len(prompt) - 1, K)
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints([*prompt, *completion[:-1]]),
+        loss_fn_inputs={
+            "target_tokens": TensorData.from_torch(torch.cat([nothing.long(), tokens_T_K.long()])),
+            "weights": TensorData.from_torch(torch.cat([nothing, weights_T_K.float()])),
         },
     )
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import tinker
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from posttrain.evals import Stop
+from posttrain.scoring import token_logprobs
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -32,18 +35,20 @@ def sample_groups(
     *,
     max_tokens: int,
     seed: int,
+    stop: Stop = None,
 ) -> list[list[Rollout]]:
     """`group_size` completions of each prompt at temperature 1, all requested at once.
 
-    No top-k or top-p: truncation would make the sampler another distribution than the one whose
-    log-probabilities the loss compares with.
+    `stop` None means that the model's own end token ends a completion. No top-k or top-p:
+    truncation would make the sampler another distribution than the one whose log-probabilities
+    the loss compares with.
     """
     futures = [
         sampler.sample(
             tinker.ModelInput.from_ints(prompt),
             num_samples=group_size,
             sampling_params=tinker.SamplingParams(
-                max_tokens=max_tokens, seed=seed * 1_000_003 + i, temperature=1.0
+                max_tokens=max_tokens, seed=seed * 1_000_003 + i, temperature=1.0, stop=stop
             ),
         )
         for i, prompt in enumerate(prompts)
@@ -69,12 +74,9 @@ def kl_from(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> fl
     The Monte Carlo mean of sum_t log p(y_t) - log p_ref(y_t): unbiased, and noisy in proportion
     to its own size.
     """
-    futures = [
-        reference.compute_logprobs(tinker.ModelInput.from_ints([*r.prompt, *r.tokens]))
-        for r in rollouts
+    scores_D = token_logprobs(reference, [(r.prompt, r.tokens) for r in rollouts])
+    gaps = [
+        sum(rollout.logprobs) - scores.double().sum().item()
+        for rollout, scores in zip(rollouts, scores_D, strict=True)
     ]
-    gaps = []
-    for rollout, future in zip(rollouts, futures, strict=True):
-        scores = future.result()[len(rollout.prompt) :]
-        gaps.append(sum(rollout.logprobs) - sum(s for s in scores if s is not None))
     return sum(gaps) / len(gaps)
