@@ -144,7 +144,7 @@ def soft_datum(
     Weights may be of any sign. The prompt gets weight 0. Raises ValueError unless both are (T, K).
     """
     T, K = tokens_T_K.shape
-    if T != len(completion) or weights_T_K.shape != (T, K):
+    if len(completion) != T or weights_T_K.shape != (T, K):
         raise ValueError(
             f"targets {tuple(tokens_T_K.shape)} and weights {tuple(weights_T_K.shape)} for a "
             f"completion of {len(completion)} tokens"

@@ -26,8 +26,8 @@ Continuation = tuple[list[int], list[int]]  # tokens of a prompt, tokens of the 
 class Candidates:
     """K tokens that could stand at each of T positions, with their log-probabilities."""
 
-    tokens_T_K: Tensor  # int64
-    logprobs_T_K: Tensor  # float32, nats
+    tokens: Tensor  # (T, K) int64
+    logprobs: Tensor  # (T, K) float32, nats
 
 
 def positions(continuations: Sequence[Continuation]) -> int:

@@ -50,7 +50,7 @@ FAMILY: dict[str, tuple[Divergence, Callable[[Probabilities, Probabilities], flo
     "JSD(0.8)": (partial(jsd, beta=0.8), partial(plain_jsd, 0.8)),
 }
 # D >= factor TV^2: Pinsker, and for JSD Pinsker in both of its terms.
-LEAST = {name: 2.0 for name in FAMILY} | {
+LEAST = dict.fromkeys(FAMILY, 2.0) | {
     f"JSD({beta})": 2 * beta * (1 - beta) for beta in (0.5, 0.1, 0.8)
 }
 

@@ -58,13 +58,13 @@ def test_the_likeliest_tokens_stand_where_they_would_be_written(
 ) -> None:
     for found, rows in zip(top_tokens(sampler, PAIRS, 7), exact, strict=True):
         expected = rows.topk(7)
-        assert found.tokens_T_K.tolist() == expected.indices.tolist()
-        np.testing.assert_allclose(found.logprobs_T_K.numpy(), expected.values.numpy(), atol=1e-4)
+        assert found.tokens.tolist() == expected.indices.tolist()
+        np.testing.assert_allclose(found.logprobs.numpy(), expected.values.numpy(), atol=1e-4)
 
 
 def test_the_whole_vocabulary_sums_to_one(sampler: tinker.SamplingClient) -> None:
     for found in top_tokens(sampler, PAIRS, V):
-        for tokens, logprobs in zip(found.tokens_T_K, found.logprobs_T_K, strict=True):
+        for tokens, logprobs in zip(found.tokens, found.logprobs, strict=True):
             assert sorted(tokens.tolist()) == list(range(V))
             assert logprobs.double().exp().sum().item() == pytest.approx(1.0, abs=1e-4)
 
@@ -84,17 +84,17 @@ def test_draws_come_from_the_distribution_at_their_place(
     n = 400
     for found, rows in zip(drawn_tokens(sampler, PAIRS, n, seed=3), exact, strict=True):
         np.testing.assert_allclose(
-            found.logprobs_T_K.numpy(), rows.gather(1, found.tokens_T_K).numpy(), atol=1e-4
+            found.logprobs.numpy(), rows.gather(1, found.tokens).numpy(), atol=1e-4
         )
         mean = (rows.exp() * rows).sum(-1)
         deviation = ((rows.exp() * rows.square()).sum(-1) - mean.square()).sqrt()
-        error = (found.logprobs_T_K.double().mean(-1) - mean).abs()
+        error = (found.logprobs.double().mean(-1) - mean).abs()
         assert (error < 5 * deviation / n**0.5 + 1e-4).all()
 
 
 def test_draws_follow_from_their_seed(sampler: tinker.SamplingClient) -> None:
     one, again, other = (
-        [found.tokens_T_K.tolist() for found in drawn_tokens(sampler, PAIRS, 4, seed=seed)]
+        [found.tokens.tolist() for found in drawn_tokens(sampler, PAIRS, 4, seed=seed)]
         for seed in (1, 1, 2)
     )
     assert one == again
