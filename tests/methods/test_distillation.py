@@ -74,12 +74,12 @@ def exact_divergences(
 
 
 @pytest.mark.parametrize(
-    ("texts", "objective"),
+    ("texts", "objective", "named"),
     [
-        (teachers_texts, sampled_kl_q_p),
-        (teachers_texts, partial(drawn_kl_p_q, n=8)),
-        (students_texts, soft_kl_q_p),
-        (students_texts, sampled_kl_p_q),
+        (teachers_texts, sampled_kl_q_p, 0),
+        (teachers_texts, partial(drawn_kl_p_q, n=8), 1),
+        (students_texts, soft_kl_q_p, 0),
+        (students_texts, on_students_top, 1),
     ],
     ids=["teacher KL(q||p)", "teacher KL(p||q)", "student KL(q||p)", "student KL(p||q)"],
 )
@@ -89,14 +89,16 @@ def test_in_every_cell_the_student_comes_nearer(
     held_out: list[Text],
     texts: Texts,
     objective: Objective,
+    named: int,
 ) -> None:
-    """Exact divergences on texts of the teacher that no step has trained on, before and after."""
+    """The exact divergence that the objective names, on texts of the teacher that no step has
+    trained on, before and after."""
     before = exact_divergences(policy, teacher, held_out)
     cfg = Config(prompts=4, group_size=2, max_tokens=24, steps=10, learning_rate=3e-3)
     found = list(train(policy, teacher, QUESTIONS, cfg, texts=texts, objective=objective))
     after = exact_divergences(policy, teacher, held_out)
-    assert before[0] > 1
-    assert all(b < 0.7 * a for a, b in zip(before, after, strict=True))
+    assert before[named] > 1
+    assert after[named] < 0.7 * before[named]
     assert sum(m["divergence"] for m in found[-3:]) < sum(m["divergence"] for m in found[:3])
 
 
@@ -192,15 +194,17 @@ def test_a_collected_data_set_is_paid_once(
 
 
 def test_each_model_reads_its_own_prompt_and_the_layout_is_shared(
-    teacher: tinker.SamplingClient,
+    policy: tinker.TrainingClient,
 ) -> None:
-    tokenizer = teacher.get_tokenizer()
+    """In the plain form a fresh adapter, which is the base, ends its answer with the line."""
+    base = policy.save_weights_and_get_sampling_client().result()
+    tokenizer = base.get_tokenizer()
     told = Questions(PROBLEMS, layout=plain_prompt, shown=lambda item: f"Hint. {item.question}",
                      stop=PLAIN_STOP)  # fmt: skip
     own, others = told.ask(tokenizer, 2)
     assert own == plain_prompt(tokenizer, PROBLEMS[2].question)
     assert others == plain_prompt(tokenizer, f"Hint. {PROBLEMS[2].question}")
-    texts = collect(teacher, told, replace(SMALL, max_tokens=60), keep=lambda i, t: True).texts
+    texts = collect(base, told, replace(SMALL, max_tokens=60), keep=lambda i, t: True).texts
     ended = [text for text in texts if text.finished]
     assert ended
     stops = [tokenizer.encode(stop, add_special_tokens=False)[-1] for stop in PLAIN_STOP]
