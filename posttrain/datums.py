@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import tinker
 import torch
 from tinker import TensorData
+from torch import Tensor
 
 if TYPE_CHECKING:  # importing it takes as long as a training step
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -170,6 +171,30 @@ def with_sequence_mask(datum: tinker.Datum) -> tinker.Datum:
     mask = (datum.loss_fn_inputs["advantages"].to_torch() != 0).float()
     inputs = {**datum.loss_fn_inputs, "sequence_ratio_mask": TensorData.from_torch(mask)}
     return replace(datum, loss_fn_inputs=inputs)
+
+
+def soft_datum(
+    prompt: Sequence[int], completion: Sequence[int], tokens_T_K: Tensor, weights_T_K: Tensor
+) -> tinker.Datum:
+    """K targets at each of the T places of a completion: soft targets of cross-entropy.
+
+    Row t stands where the model predicts completion token t; the target need not be that token.
+    Weights may be of any sign. The prompt gets weight 0. Raises ValueError unless both are (T, K).
+    """
+    T, K = tokens_T_K.shape
+    if len(completion) != T or weights_T_K.shape != (T, K):
+        raise ValueError(
+            f"targets {tuple(tokens_T_K.shape)} and weights {tuple(weights_T_K.shape)} for a "
+            f"completion of {len(completion)} tokens"
+        )
+    nothing = torch.zeros(len(prompt) - 1, K)
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints([*prompt, *completion[:-1]]),
+        loss_fn_inputs={
+            "target_tokens": TensorData.from_torch(torch.cat([nothing.long(), tokens_T_K.long()])),
+            "weights": TensorData.from_torch(torch.cat([nothing, weights_T_K.float()])),
+        },
+    )
 
 
 def batch_indices(n: int, size: int, seed: int, step: int) -> list[int]:

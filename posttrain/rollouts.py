@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from posttrain.datums import chat_prompt
 from posttrain.renderers import tokens_of
 from posttrain.requests import item_seed, results
+from posttrain.scoring import token_logprobs
 
 Prompt = Callable[[Any, str], list[int]]  # (tokenizer, question) -> tokens of the prompt
 Stop = str | Sequence[str] | Sequence[int] | None
@@ -285,12 +286,9 @@ def kl_from(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> fl
 def log_ratios(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> list[float]:
     """sum_t log p(y_t) - log p_ref(y_t) of each rollout over the tokens that the policy wrote, in
     nats, p being who sampled it."""
-    scored = results(
-        partial(reference.compute_logprobs, tinker.ModelInput.from_ints([*r.prompt, *r.tokens]))
-        for r in rollouts
-    )
+    scores_D = token_logprobs(reference, [(r.prompt, r.tokens) for r in rollouts])
     gaps = []
-    for rollout, scores in zip(rollouts, scored, strict=True):
-        told = zip(rollout.logprobs, scores[len(rollout.prompt) :], rollout.sampled, strict=True)
-        gaps.append(sum(p - q for p, q, sampled in told if sampled and q is not None))
+    for rollout, scores in zip(rollouts, scores_D, strict=True):
+        told = zip(rollout.logprobs, scores.tolist(), rollout.sampled, strict=True)
+        gaps.append(sum(p - q for p, q, sampled in told if sampled))
     return gaps
