@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import tinker
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from posttrain.datums import chat_prompt
+from posttrain.tasks.problem import Item
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -61,6 +64,20 @@ def sample_groups(
         ]
         for prompt, future in zip(prompts, futures, strict=True)
     ]
+
+
+def sample_answers(
+    sampler: tinker.SamplingClient,
+    items: Sequence[Item],
+    answers: int,
+    *,
+    max_tokens: int,
+    seed: int,
+) -> list[list[Rollout]]:
+    """`sample_groups` of `answers` to the question of each item, in the model's chat format."""
+    tokenizer = sampler.get_tokenizer()
+    prompts = [chat_prompt(tokenizer, item.question) for item in items]
+    return sample_groups(sampler, tokenizer, prompts, answers, max_tokens=max_tokens, seed=seed)
 
 
 def kl_from(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> float:
