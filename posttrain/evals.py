@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import tinker
 from numpy.typing import NDArray
 
 from posttrain.datums import chat_prompt
-from posttrain.stats import Estimate, bootstrap_mean, pass_at_k
+from posttrain.stats import Estimate, bootstrap_mean, fields_to_json, pass_at_k
 from posttrain.tasks.problem import Problem
 
 Prompt = Callable[[Any, str], list[int]]  # (tokenizer, question) -> tokens of the prompt
@@ -54,13 +54,7 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """Every field under its name; estimates as their dictionaries, arrays as lists."""
-        stored: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Estimate):
-                value = value.to_json()
-            stored[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
-        return stored
+        return fields_to_json(self)
 
 
 def evaluate(

@@ -23,6 +23,7 @@ from posttrain.stats import Estimate, mean_over_seeds
 # Okabe and Ito's colours, told apart with any colour vision, the faint yellow left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")  # arms differ in print without colour too
+BEFORE = "#8A8A8A"
 INK = "#222222"
 WIDTH = 7.2  # inches; at 150 dots per inch about the width of a README
 STYLE: dict[Any, Any] = {
@@ -102,10 +103,12 @@ def before_after(
     width = 0.8 / len(stages)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
+        # The one before is grey, so that arms have the colours that they have in `curves`.
+        colors = [BEFORE, *COLORS]
         for number, (name, score) in enumerate(stages.items()):
             estimates = [score.pass_at_1, score.pass_at_k, score.greedy]
             left = np.arange(3) + width * (number - (len(stages) - 1) / 2)
-            _bars(axes, left, estimates, width, name, COLORS[number % len(COLORS)])
+            _bars(axes, left, estimates, width, name, colors[number % len(colors)])
         axes.set_xticks(range(3), ["pass@1", f"pass@{k}", "greedy"])
         axes.set(ylim=(0, 1.12), ylabel="share of problems", title=title)
         axes.set_yticks(np.linspace(0, 1, 6))
@@ -126,8 +129,8 @@ def estimates(
 ) -> Figure:
     """One row per name: its value as a dot, its 95 % interval as a line, the number beside it.
 
-    `baseline` is a vertical line, such as 0.5 for a win rate. All in the unit of the values.
-    Raises ValueError when empty.
+    The first, usually the one before, is grey. `baseline` is a vertical line, such as 0.5 for a win
+    rate. All in the unit of the values. Raises ValueError when empty.
     """
     _some(values, "estimates")
     with plt.rc_context(STYLE):
@@ -136,7 +139,7 @@ def estimates(
         if baseline is not None:
             axes.axvline(baseline, color="#888888", lw=1, ls="--")
         for row, estimate in enumerate(values.values()):
-            color = COLORS[row % len(COLORS)]
+            color = [BEFORE, *COLORS][row % (1 + len(COLORS))]  # as in `before_after`
             axes.plot([estimate.low, estimate.high], [row, row], color=color, lw=2)
             axes.plot(estimate.value, row, "o", color=color, ms=7)
             axes.annotate(f"{estimate.value:.2f}", (estimate.value, row), xytext=(0, 7),

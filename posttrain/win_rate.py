@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import tinker
 from numpy.typing import NDArray
 
 from posttrain.rollouts import Rollout, kl_from, sample_answers
-from posttrain.stats import Estimate, bootstrap_mean
+from posttrain.stats import Estimate, bootstrap_mean, fields_to_json
 from posttrain.tasks.problem import Item
 
 # (item, a, b) to the probability that a is preferred to b, or 1, 0.5, 0: win, tie, loss.
@@ -52,13 +52,7 @@ class WinRate:
 
     def to_json(self) -> dict[str, Any]:
         """Every field under its name; estimates as their dictionaries, arrays as lists."""
-        stored: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Estimate):
-                value = value.to_json()
-            stored[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
-        return stored
+        return fields_to_json(self)
 
 
 def win_rate(

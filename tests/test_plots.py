@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from nbclient import NotebookClient
 
-from posttrain.plots import COLORS, before_after, curves, token_mask
+from posttrain.plots import BEFORE, COLORS, before_after, curves, token_mask
 from posttrain.stats import Estimate, mean_over_seeds
 
 
@@ -66,7 +66,7 @@ def test_bars_have_the_heights_and_intervals_of_the_scores() -> None:
     axes = figure.axes[0]
     bars = [p for p in axes.patches if isinstance(p, Rectangle)]
     assert [bar.get_height() for bar in bars] == [0.3, 0.9, 0.5, 0.7, 0.9, 0.5]
-    assert [to_hex(bar.get_facecolor()).upper() for bar in bars[::3]] == list(COLORS[:2])
+    assert [to_hex(bar.get_facecolor()).upper() for bar in bars[::3]] == [BEFORE, COLORS[0]]
     segments = [s for c in axes.collections for s in c.get_segments()]  # type: ignore[attr-defined]
     np.testing.assert_allclose(segments[0][:, 1], [0.2, 0.35])
     np.testing.assert_allclose(segments[3][:, 1], [0.6, 0.75])

@@ -61,7 +61,7 @@ def add(root: Path, notebook: str, filename: str = "results.json", **changes: An
 
 def status_of(root: Path) -> dict[str, str]:
     rows = [line.strip("| ").split(" | ") for line in status_table(root).splitlines()[2:]]
-    return {name: status for _, name, _, status in rows}
+    return {row[1]: row[3] for row in rows}
 
 
 def test_done_needs_the_notebook_and_its_results(house: Path) -> None:
@@ -109,6 +109,25 @@ def test_a_claim_is_shown_with_all_that_it_rests_on(house: Path) -> None:
         "| answer only (0.400) | +0.123 [+0.050, +0.200] | 5 | laptop | 0123456 |"
     )
     assert results_table(house).endswith(f"\n{HONESTY}\n")
+
+
+def test_the_status_row_says_what_the_method_reached_and_what_it_costs(house: Path) -> None:
+    add(house, "methods/sft/sft_train.ipynb")
+    row = status_table(house).splitlines()[2]
+    assert row.endswith("| done |  |  |  |  |")
+    stored = json.loads((house / "methods/sft/results.json").read_text())
+    stored["config"] = {"task": "math"}
+    stored["arms"]["base"] = {"summary": {"pass@1": {"value": 0.0, "low": 0.0, "high": 0.0}}}
+    stored["arms"]["cot"]["summary"] = {"pass@1": {"value": 0.52, "low": 0.5, "high": 0.54}}
+    stored["headline"] = {
+        "start": "base", "method": "cot", "control": "answer only", "metric": "pass@1",
+    }  # fmt: skip
+    (house / "methods/sft/results.json").write_text(json.dumps(stored))
+    run = {"metadata": {"posttrain": {"run": {"seconds": 222, "cores": 2}}}}
+    (house / "methods/sft/sft_train.ipynb").write_text(json.dumps(run))
+    told = "pass@1: 0.000 -> 0.520 [0.500, 0.540] | answer only: 0.400"
+    row = status_table(house).splitlines()[2]
+    assert row.endswith(f"| done | math | {told} | 3.7, 2 cores |")
 
 
 def test_an_interval_that_holds_zero_says_so(house: Path) -> None:

@@ -53,7 +53,8 @@ def results_file(root: Path, notebook: Path) -> Path:
 def status_table(root: Path) -> str:
     """One row per planned method and per stack or invention there is: done, or planned.
 
-    Done means that the notebook and its results file both exist.
+    Done means that the notebook and its results file both exist; the other columns are read from
+    them, and empty where they do not say.
     """
     rows = [_status_row(root, "method", name, root / path) for name, path in METHODS.items()]
     for kind, folder in (("stack", "stacks"), ("invention", "inventions")):
@@ -62,7 +63,9 @@ def status_table(root: Path) -> str:
             notebooks = {path.with_suffix(".ipynb") for path in [*scripts, *home.glob("*.ipynb")]}
             names = sorted(notebooks) or [home / f"{home.name}.ipynb"]
             rows += [_status_row(root, kind, path.stem.replace("_", " "), path) for path in names]
-    return _table(["Kind", "Name", "Notebook", "Status"], rows)
+    header = ["Kind", "Name", "Notebook", "Status", "Task", "Start -> method [95 % interval]",
+              "Control, equal budget", "Minutes"]  # fmt: skip
+    return _table(header, rows)
 
 
 def results_table(root: Path) -> str:
@@ -129,14 +132,45 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
 
 def _status_row(root: Path, kind: str, name: str, notebook: Path) -> list[str]:
     path = notebook.relative_to(root).as_posix()
-    there = notebook.exists()
-    done = there and results_file(root, notebook).exists()
+    there, results = notebook.exists(), results_file(root, notebook)
+    done = there and results.exists()
     return [
         kind,
         name,
         f"[{path}]({path})" if there else f"`{path}`",
         "done" if done else "planned",
+        *(_headline(results, root) if done else ["", "", ""]),
+        _minutes(notebook) if there else "",
     ]
+
+
+def _headline(path: Path, root: Path) -> list[str]:
+    """Task, start -> method, and control of a results file."""
+    try:
+        results = json.loads(path.read_text())
+        task, line = results["config"].get("task", ""), results.get("headline")
+        if not line:
+            return [task, "", ""]
+        arms, metric = results["arms"], line["metric"]
+        start, method, control = (
+            arms[line[role]]["summary"].get(metric) for role in ("start", "method", "control")
+        )
+        if not start or not method or not control:  # of a single seed
+            return [task, "", ""]
+        reached = f"{method['value']:.3f} [{method['low']:.3f}, {method['high']:.3f}]"
+        return [task, f"{metric}: {start['value']:.3f} -> {reached}",
+                f"{line['control']}: {control['value']:.3f}"]  # fmt: skip
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        name = path.relative_to(root).as_posix()
+        raise TableError(
+            f"{name}: not a results file ({error!r}); write it with posttrain.runs.write_results"
+        ) from error
+
+
+def _minutes(notebook: Path) -> str:
+    """How long the notebook took when it was executed last, with the number of cores."""
+    run = json.loads(notebook.read_text()).get("metadata", {}).get("posttrain", {}).get("run", {})
+    return f"{run['seconds'] / 60:.1f}, {run['cores']} cores" if "seconds" in run else ""
 
 
 def _claim_rows(path: Path, root: Path) -> list[list[str]]:

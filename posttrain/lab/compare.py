@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -62,6 +62,17 @@ class Claim:
     metric: str
 
 
+@dataclass(frozen=True)
+class Headline:
+    """The arms that tell the story in one line: where the method starts, what it reaches, and
+    what its control reaches at equal budget."""
+
+    start: str
+    method: str
+    control: str
+    metric: str
+
+
 def on_problems(trained: Trained, world: World) -> Measured:
     """Right answers on the held-out problems, sampled and greedy."""
     scores = measure(trained.stage.sampler, world)
@@ -80,6 +91,7 @@ class Experiment:
     configs: Callable[[World], dict[str, Any]]  # what results.json says of how it was trained
     sources: Sequence[ModuleType]  # the code that the results belong to
     longer: bool = False  # also measure on problems longer than any trained on
+    headline: Headline | None = None
     measure: Callable[[Trained, World], Measured] = on_problems
     chosen_by: str = "test/pass@1"  # what a sweep maximises, on validation items
     tasks: tuple[str, str] = ("math", "gsm8k")  # by default: below full scale, and at it
@@ -186,6 +198,7 @@ def compare(
         config=_config(experiment, world),
         arms={arm: _arm_record(runs) for arm, runs in records.items()},
         claims=[_verdict(c, records) for c in experiment.claims if _can_be_told(c, records)],
+        headline=asdict(experiment.headline) if experiment.headline else None,
         ledger=total,
         code=experiment.code,
     )

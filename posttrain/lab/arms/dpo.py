@@ -18,7 +18,7 @@ from posttrain import pairs as pairing
 from posttrain.lab import texts
 from posttrain.lab.arms.rlvr import cold_start_config, shared_start
 from posttrain.lab.arms.sft import FULL_RATE as FULL_SFT
-from posttrain.lab.compare import Claim, Experiment, Trained, at_rate
+from posttrain.lab.compare import Claim, Experiment, Headline, Trained, at_rate
 from posttrain.lab.raters import Rater, rater_of
 from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.texts import on_texts
@@ -168,6 +168,7 @@ EXPERIMENT = Experiment(
         "DPO off-policy": (1e-4, 3e-4, 1e-3, 3e-3),
         "SFT on chosen": (1e-3, 3e-3, 6e-3),
     },
+    headline=Headline("SFT start", "DPO", "SFT on chosen", "test/gold"),
     configs=lambda world: {
         "cold start": asdict(cold_start_config(world, 0)),
         "dpo": asdict(dpo_config(world, 0)),

@@ -12,7 +12,7 @@ from typing import Any
 import tinker
 
 from posttrain.lab.arms.sft import FULL_RATE as FULL_SFT
-from posttrain.lab.compare import Claim, Experiment, Trained, at_rate
+from posttrain.lab.compare import Claim, Experiment, Headline, Trained, at_rate
 from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.worlds import World
 from posttrain.methods import rlvr, sft
@@ -158,6 +158,7 @@ EXPERIMENT = Experiment(
         "RLVR": (3e-4, 1e-3, 2e-3, 3e-3),
         "rejection sampling": (1e-3, 3e-3, 6e-3, 1e-2),
     },
+    headline=Headline("SFT start", "RLVR", "rejection sampling", "test/pass@1"),
     configs=lambda world: {
         "cold start": asdict(cold_start_config(world, 0)),
         "rlvr": asdict(rlvr_config(world, 0)),
