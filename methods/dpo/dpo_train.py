@@ -11,15 +11,16 @@
 # ## Concept
 #
 # For most requests there is no right answer that a program could check, and good answers are hard
-# to write. But people can *compare*: of two answers, this one is better. RLHF turns comparisons into
-# a reward model and optimises it under a price for the distance from where it started,
+# to write. But people can *compare*: of two answers, this one is better. RLHF turns comparisons
+# into a reward model and optimises it under a price for the distance from where it started,
 #
 # $$\max_p \; \mathbb{E}_{y\sim p}\,[r(x, y)] - \beta\, \mathrm{KL}(p \,\|\, p_\text{ref}).$$
 #
-# The solution of this problem is known: $p(y \mid x) \propto p_\text{ref}(y \mid x)\, e^{r(x,y)/\beta}$.
-# Read the other way round, every policy is optimal for the reward
-# $\beta \log \frac{p(y\mid x)}{p_\text{ref}(y\mid x)}$, up to a constant for each question. Put this
-# into the Bradley-Terry model of a comparison, where constants cancel, and the reward model is gone:
+# The solution of this problem is known:
+# $p(y \mid x) \propto p_\text{ref}(y \mid x)\, e^{r(x,y)/\beta}$. Read the other way round, every
+# policy is optimal for the reward $\beta \log \frac{p(y\mid x)}{p_\text{ref}(y\mid x)}$, up to a
+# constant for each question. Put this into the Bradley-Terry model of a comparison, where constants
+# cancel, and the reward model is gone:
 #
 # $$L = -\log \sigma(\beta h), \qquad h = \log\frac{p(y_w\mid x)}{p_\text{ref}(y_w\mid x)}
 # - \log\frac{p(y_l\mid x)}{p_\text{ref}(y_l\mid x)},$$
@@ -65,8 +66,9 @@ print(f"{len(world.demonstrations)} demonstrations, {len(world.train)} requests 
 # %% [markdown]
 # ### What is compared
 #
-# A request, and two stories by two people. Each of them has flaws of their own: they forget what was
-# asked, mix moods, repeat themselves, ramble. The human prefers the better story more often than not.
+# A request, and two stories by two people. Each of them has flaws of their own: they forget what
+# was asked, mix moods, repeat themselves, ramble. The human prefers the better story more often
+# than not.
 
 # %%
 shown = world.preferences[0]
@@ -148,8 +150,8 @@ print("SFT start:", scores["SFT start"])
 # ### Pairs of the policy's own answers
 #
 # The start answers each request twice, and the human says which answer is better. A comparison
-# between answers that the policy gives is about what it does; one between answers that it would never
-# give is about something else. We come back to this below.
+# between answers that the policy gives is about what it does; one between answers that it would
+# never give is about something else. We come back to this below.
 
 # %% tags=["inline"]
 from posttrain.pairs import sample_pairs
@@ -170,8 +172,8 @@ if rater.gold is not None:
 # %% [markdown]
 # ### A check before training
 #
-# At the start the policy *is* the reference, so $h = 0$ for every pair and the loss is $\log 2$. If it
-# is not, then trainer and sampler disagree, or a mask is wrong, and nothing that follows means
+# At the start the policy *is* the reference, so $h = 0$ for every pair and the loss is $\log 2$. If
+# it is not, then trainer and sampler disagree, or a mask is wrong, and nothing that follows means
 # anything.
 
 # %%
@@ -220,9 +222,7 @@ histories = {"DPO": prefer("DPO", pairs, cfg)}
 
 # %%
 chosen = [Demonstration(p.question, p.chosen) for p in sampled.preferences]
-control_cfg = sft.Config(
-    learning_rate=3e-3, steps=cfg.steps, batch_size=2 * cfg.batch_size, seed=0
-)
+control_cfg = sft.Config(learning_rate=3e-3, steps=cfg.steps, batch_size=2 * cfg.batch_size, seed=0)
 practise(
     "SFT on chosen",
     partial(sft.train, demonstrations=chosen, cfg=control_cfg),
@@ -287,15 +287,17 @@ for i in range(2):
 curves({"DPO": [histories["DPO"]]}, "loss", title="Loss", ylabel="nats a pair")
 
 # %%
-curves({"DPO": [histories["DPO"]]}, "accuracy", title="Pairs with a positive margin", ylabel="share")
+curves(
+    {"DPO": [histories["DPO"]]}, "accuracy", title="Pairs with a positive margin", ylabel="share"
+)
 
 # %%
 curves({"DPO": [histories["DPO"]]}, "margin", title="Margin h", ylabel="nats")
 
 
 # %% [markdown]
-# The margin hides the most important thing, so here are its two parts. "Chosen" is how much likelier
-# the chosen answer is than at the start.
+# The margin hides the most important thing, so here are its two parts. "Chosen" is how much
+# likelier the chosen answer is than at the start.
 
 
 # %%
@@ -328,7 +330,9 @@ wild = replace(cfg, learning_rate=10 * cfg.learning_rate, steps=min(cfg.steps, 2
 histories["large steps"] = prefer("large steps", pairs, wild)
 histories["large steps, NLL"] = prefer("large steps, NLL", pairs, wild, loss=dpo_nll_loss)
 displaced = {name: [histories[name]] for name in ("DPO", "large steps", "large steps, NLL")}
-curves(displaced, "chosen_change", title="The chosen answer, log p / p_ref", ylabel="nats an answer")
+curves(
+    displaced, "chosen_change", title="The chosen answer, log p / p_ref", ylabel="nats an answer"
+)
 
 # %%
 curves(displaced, "margin", title="The margin, which hides it", ylabel="nats")
@@ -346,7 +350,9 @@ for name in ("SFT start", *displaced):
 # %%
 written = score_pairs(start, world.preferences[: len(pairs)], max_tokens=longest_pair(world))
 for name, group in (("own answers", pairs), ("people's stories", written)):
-    tokens = sum(sum(d.loss_fn_inputs["weights"].data) for p in group for d in (p.chosen, p.rejected))
+    tokens = sum(
+        sum(d.loss_fn_inputs["weights"].data) for p in group for d in (p.chosen, p.rejected)
+    )
     nats = -sum(p.reference_chosen + p.reference_rejected for p in group)
     print(f"{name:17} {nats / tokens:.3f} nats a token under the start")
 histories["DPO off-policy"] = prefer("DPO off-policy", written, cfg)
@@ -369,8 +375,9 @@ before, after = scores["SFT start"], scores["DPO"]
 if rater.gold is not None:
     print(f"This run: gold {before.gold.value:.2f} -> {after.gold.value:.2f}")
 print(f"          win rate against the start {after.won.win_rate}")
-print(f"          chosen {histories['DPO'][-1]['chosen_change']:+.1f} nats, "
-      f"rejected {histories['DPO'][-1]['rejected_change']:+.1f} nats in the last batch")  # fmt: skip
+last = histories["DPO"][-1]
+print(f"          log p / p_ref in the last batch: chosen {last['chosen_change']:+.1f} nats, "
+      f"rejected {last['rejected_change']:+.1f} nats")  # fmt: skip
 recorded = Path("results.json")
 for claim in json.loads(recorded.read_text())["claims"] if recorded.exists() else []:
     low, high = claim["ci95"]
@@ -378,9 +385,10 @@ for claim in json.loads(recorded.read_text())["claims"] if recorded.exists() els
           f"{claim['n_seeds']} seeds")  # fmt: skip
 
 # %% [markdown]
-# **When to use it.** Use DPO when answers can be compared but not checked, and you have, or can get,
-# comparisons between answers of the very policy that you train. Start it from a policy that knows the
-# format. Watch the log-probabilities of chosen and rejected answers apart, never the margin alone, and
-# measure on fresh samples: the loss is about pairs, and you care about answers. It costs little,
-# because nothing is sampled while it trains; for the same reason it cannot learn from what the policy
-# has become since the pairs were made. When that matters, sample anew, or train a reward model (RLHF).
+# **When to use it.** Use DPO when answers can be compared but not checked, and you have, or can
+# get, comparisons between answers of the very policy that you train. Start it from a policy that
+# knows the format. Watch the log-probabilities of chosen and rejected answers apart, never the
+# margin alone, and measure on fresh samples: the loss is about pairs, and you care about answers.
+# It costs little, because nothing is sampled while it trains; for the same reason it cannot learn
+# from what the policy has become since the pairs were made. When that matters, sample anew, or
+# train a reward model (RLHF).
