@@ -45,11 +45,12 @@ from pathlib import Path
 import torch
 
 from posttrain.connect import connect
-from posttrain.lab.arms.dpo import cold_start_config, dpo_config, longest_pair
+from posttrain.lab.arms.dpo import cold_start_config, control_config, dpo_config, longest_pair
 from posttrain.lab.raters import rater_of
 from posttrain.lab.texts import score_texts
 from posttrain.lab.worlds import world_of
 from posttrain.methods import sft
+from posttrain.pairs import fitting
 from posttrain.plots import curves, estimates
 from posttrain.progress import progress
 from posttrain.rollouts import sample_answers
@@ -96,9 +97,9 @@ nats = {
     "rejected -4": (-20.0, -24.0),
     "both down, by 6 and 10": (-26.0, -30.0),
 }
-for name, (chosen, rejected) in nats.items():
-    reference, length = torch.tensor([-20.0]), torch.tensor([15.0])
-    sides = [Logps(torch.tensor([x]), reference, length) for x in (chosen, rejected)]
+at_first, tokens_each = torch.tensor([-20.0]), torch.tensor([15.0])
+for name, sums in nats.items():
+    sides = [Logps(torch.tensor([logp]), at_first, tokens_each) for logp in sums]
     print(f"{name:24} loss {dpo_loss(*sides).item():.4f}")
 
 # %% [markdown]
@@ -222,7 +223,7 @@ histories = {"DPO": prefer("DPO", pairs, cfg)}
 
 # %%
 chosen = [Demonstration(p.question, p.chosen) for p in sampled.preferences]
-control_cfg = sft.Config(learning_rate=3e-3, steps=cfg.steps, batch_size=2 * cfg.batch_size, seed=0)
+control_cfg = control_config(world, seed=0, rate=3e-3)
 practise(
     "SFT on chosen",
     partial(sft.train, demonstrations=chosen, cfg=control_cfg),
@@ -241,12 +242,11 @@ practise(
 # %%
 for name, measured in scores.items():
     print(f"{name}: {measured}")
-if rater.gold is not None:
-    figure = estimates(
-        {name: measured.gold for name, measured in scores.items()},
-        title="Hidden quality of held-out stories", xlabel="mean gold score",
-    )  # fmt: skip
-figure if rater.gold is not None else None
+estimates(
+    {name: measured.gold or measured.won.win_rate for name, measured in scores.items()},
+    title="Quality of answers to held-out requests",
+    xlabel="win rate against the start" if rater.gold is None else "mean gold score",
+)
 
 # %% [markdown]
 # Longer answers win with many judges, so a win rate needs a control for length: the same number
@@ -261,9 +261,9 @@ estimates(rates_of_winning, title="DPO against the start", xlabel="win rate", ba
 
 # %%
 for name, measured in scores.items():
-    length = measured.won.length_difference
-    print(f"{name:14} {measured.length.value:5.1f} tokens ({length.value:+.1f} [{length.low:+.1f}, "
-          f"{length.high:+.1f}])  KL(policy || start) {measured.won.kl:6.2f} nats an answer  "
+    longer = measured.won.length_difference
+    print(f"{name:14} {measured.length.value:5.1f} tokens ({longer.value:+.1f} [{longer.low:+.1f}, "
+          f"{longer.high:+.1f}])  KL(policy || start) {measured.won.kl:6.2f} nats an answer  "
           f"well-formed {measured.well_formed:.0%}")  # fmt: skip
 
 # %% [markdown]
@@ -348,13 +348,14 @@ for name in ("SFT start", *displaced):
 # policy. The labels are as good. What differs is whether the policy would ever have said this.
 
 # %%
-written = score_pairs(start, world.preferences[: len(pairs)], max_tokens=longest_pair(world))
+others = fitting(start.get_tokenizer(), world.preferences, longest_pair(world))
+written = score_pairs(start, others[: len(pairs)], max_tokens=longest_pair(world))
 for name, group in (("own answers", pairs), ("people's stories", written)):
     tokens = sum(
         sum(d.loss_fn_inputs["weights"].data) for p in group for d in (p.chosen, p.rejected)
     )
-    nats = -sum(p.reference_chosen + p.reference_rejected for p in group)
-    print(f"{name:17} {nats / tokens:.3f} nats a token under the start")
+    lost = -sum(p.reference_chosen + p.reference_rejected for p in group)
+    print(f"{name:17} {lost / tokens:.3f} nats a token under the start")
 histories["DPO off-policy"] = prefer("DPO off-policy", written, cfg)
 for name in ("SFT start", "DPO", "DPO off-policy"):
     print(f"{name}: {scores[name]}")

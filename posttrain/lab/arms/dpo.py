@@ -46,6 +46,13 @@ def dpo_config(world: World, seed: int, rate: float | None = None) -> dpo.Config
     return at_rate(cfg, world, rate, full=FULL_DPO)
 
 
+def control_config(world: World, seed: int, rate: float | None = None) -> sft.Config:
+    """The same budget for SFT: as many steps, and as many answers a step, two for each pair."""
+    budget = dpo_config(world, seed)
+    cfg = sft.Config(steps=budget.steps, batch_size=2 * budget.batch_size, seed=seed)
+    return at_rate(cfg, world, rate, full=FULL_SFT)
+
+
 def longest_pair(world: World) -> int:
     """Tokens of a question with an answer: the question may take as much as the answer."""
     return 2 * world.max_tokens
@@ -112,15 +119,10 @@ def imitate_chosen(
     *,
     rate: float | None = None,
 ) -> Trained:
-    """Cold start, then SFT on the chosen answers: DPO's control, which never sees a rejected one.
-
-    As many steps, and as many answers a step: DPO's batch holds two of each pair.
-    """
+    """Cold start, then SFT on the chosen answers: the control, which never sees a rejected one."""
     rater, first = rater_of(service, world), shared_start(service, world, folder, seed)
     shown, cost = on_policy(first, rater, world, folder, seed)
-    budget = dpo_config(world, seed)
-    cfg = sft.Config(steps=budget.steps, batch_size=2 * budget.batch_size, seed=seed)
-    cfg = at_rate(cfg, world, rate, full=FULL_SFT)
+    cfg = control_config(world, seed, rate)
     chosen = [Demonstration(pair.question, pair.chosen) for pair in shown]
     stage = run_stage(
         service, world, folder,
@@ -172,6 +174,7 @@ EXPERIMENT = Experiment(
     configs=lambda world: {
         "cold start": asdict(cold_start_config(world, 0)),
         "dpo": asdict(dpo_config(world, 0)),
+        "control": asdict(control_config(world, 0)),
     },
     sources=[dpo, sft, pairing, texts, sys.modules[__name__]],
     measure=on_texts,
