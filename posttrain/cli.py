@@ -31,7 +31,7 @@ ScaleOption = Annotated[
     typer.Option(help="smoke (seconds), laptop (minutes, the default) or full (a real model)"),
 ]
 TaskOption = Annotated[
-    str | None, typer.Option(help="math, code, tools (generated) or gsm8k (through `datasets`)")
+    str | None, typer.Option(help="such as math or gsm8k; the default is the method's own")
 ]
 ModelOption = Annotated[
     str | None, typer.Option(help="base model; `posttrain models` lists the local ones")

@@ -19,6 +19,7 @@ from posttrain.datums import chat_prompt
 from posttrain.renderers import tokens_of
 from posttrain.requests import item_seed, results
 from posttrain.scoring import token_logprobs
+from posttrain.tasks.problem import Item
 
 Prompt = Callable[[Any, str], list[int]]  # (tokenizer, question) -> tokens of the prompt
 Stop = str | Sequence[str] | Sequence[int] | None
@@ -272,6 +273,20 @@ def _sample(
             for sequence in response.sequences
         ])  # fmt: skip
     return groups
+
+
+def sample_answers(
+    sampler: tinker.SamplingClient,
+    items: Sequence[Item],
+    answers: int,
+    *,
+    max_tokens: int,
+    seed: int,
+) -> list[list[Rollout]]:
+    """`sample_groups` of `answers` to the question of each item, in the model's chat format."""
+    tokenizer = sampler.get_tokenizer()
+    prompts = [chat_prompt(tokenizer, item.question) for item in items]
+    return sample_groups(sampler, tokenizer, prompts, answers, max_tokens=max_tokens, seed=seed)
 
 
 def kl_from(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> float:

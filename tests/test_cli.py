@@ -39,9 +39,12 @@ def test_models_lists_the_shipped_one() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run", "dpo2"], "unknown method 'dpo2'; the known ones are sft, rlvr"),
+        (["run", "dpo2"], "unknown method 'dpo2'; the known ones are sft, rlvr, dpo"),
         (["run", "sft", "--scale", "huge"], "the known ones are smoke, laptop, full"),
-        (["run", "sft", "--task", "poems"], "unknown task 'poems'; the known ones are math, gsm8k"),
+        (
+            ["run", "sft", "--task", "poems"],
+            "unknown task 'poems'; the known ones are math, gsm8k, stor",
+        ),
         (["lab", "--scale", "huge"], "the known ones are smoke, laptop, full"),
         (["run", "sft", "--seeds", "0"], "at least one seed"),
         (["chat", "docs"], "docs is neither a model nor the folder of a run"),

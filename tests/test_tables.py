@@ -153,6 +153,29 @@ def test_rewrites_only_the_blocks_and_check_refuses_what_is_stale(
     assert capsys.readouterr().out.splitlines() == [stale, stale.replace("README", "PLAN")]
 
 
+def test_a_lesson_page_shows_its_own_claims_and_arms(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(house, "methods/dpo/dpo_train.ipynb")
+    add(house, "methods/sft/sft_train.ipynb", difference=0.5)
+    page = house / "methods/dpo/README.md"
+    blocks = [f"<!-- table:{name} -->\n<!-- /table -->\n" for name in ("results", "arms")]
+    page.write_text("\n".join(["# DPO", *blocks]))
+    assert main([], root=house) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "methods/dpo/README.md: tables rebuilt"
+    text = page.read_text()
+    assert "+0.123" in text
+    assert "+0.500" not in text
+    assert "| Arm | pass@1 |\n| --- | --- |\n| cot |  |\n" in text
+    assert "| answer only | 0.400 [0.300, 0.500] |" in text
+    assert text.count(HONESTY) == 2
+    (house / "methods/dpo/results.json").unlink()
+    assert main(["--check"], root=house) == 1
+    assert "methods/dpo/README.md: its tables are stale" in capsys.readouterr().out
+    assert main([], root=house) == 0
+    assert page.read_text().count("No results yet.") == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -19,6 +19,7 @@ import numpy as np
 import tinker
 
 from posttrain.evals import Score
+from posttrain.lab.raters import Rater
 from posttrain.lab.stage import Stage, measure
 from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
@@ -33,6 +34,8 @@ class Trained:
 
     stage: Stage
     cost: Ledger  # everything this arm spent, also before its last stage
+    reference: tinker.SamplingClient | None = None  # whom its texts are compared with,
+    rater: Rater | None = None  # and by whom, where answers are not right or wrong
 
 
 Worlds = Callable[[int], World]  # seed -> its world
@@ -99,9 +102,16 @@ class Experiment:
         return code_of(self.sources)
 
     def world(self, scale: Scale, task: str | None, seed: int, model: str | None = None) -> World:
-        """The world of `task`, or else of the task that this experiment is about."""
-        name = task or self.tasks[scale is Scale.FULL]
-        return world_of(scale, name, seed, model)
+        """The world of `task`, or else of the task that this experiment is about.
+
+        Raises:
+            ValueError: an unknown task, or one without right answers where those are measured.
+        """
+        usual = self.tasks[scale is Scale.FULL]
+        world = world_of(scale, task or usual, seed, model)
+        if self.measure is on_problems and not world.graded:
+            raise ValueError(f"{self.name} counts right answers; the task {task!r} has none")
+        return world
 
 
 def at_rate(cfg: Any, world: World, rate: float | None, *, full: float) -> Any:
@@ -166,7 +176,9 @@ def compare(
 
     Runs and the measurements of single seeds are kept in `out`, the results in `results`.
 
-    Each claim is the mean difference over paired seeds and items, with a 95 % t interval.
+    Each claim is the mean difference over paired seeds and items, with a 95 % t interval. A claim
+    about something that cannot be measured at this scale, as hidden quality of real texts, is left
+    out.
     """
     world = worlds(seeds[0])
     records = {
@@ -186,7 +198,7 @@ def compare(
         seeds=seeds,
         config=_config(experiment, world),
         arms={arm: _arm_record(runs) for arm, runs in records.items()},
-        claims=[_verdict(claim, records) for claim in experiment.claims] if len(seeds) > 1 else [],
+        claims=[_verdict(c, records) for c in experiment.claims if _can_be_told(c, records)],
         headline=asdict(experiment.headline) if experiment.headline else None,
         ledger=total,
         code=experiment.code,
@@ -235,12 +247,17 @@ def _config(experiment: Experiment, world: World) -> dict[str, Any]:
 
 
 def _arm_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    names = runs[0]["metrics"]
+    names = [name for name in runs[0]["metrics"] if all(name in run["metrics"] for run in runs)]
     summary = {
         name: mean_over_seeds([run["metrics"][name] for run in runs]).to_json() for name in names
     } if len(runs) > 1 else {}  # fmt: skip
     kept = ("seed", "metrics", "ledger")
     return {"runs": [{key: run[key] for key in kept} for run in runs], "summary": summary}
+
+
+def _can_be_told(claim: Claim, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+    runs = [run for arm in (claim.arm, claim.baseline) for run in records[arm]]
+    return len(records[claim.arm]) > 1 and all(claim.metric in run["metrics"] for run in runs)
 
 
 def _verdict(claim: Claim, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

@@ -33,10 +33,13 @@ def post_train(
 
     Raises:
         posttrain.connect.BackendError: no backend can be used.
-        ValueError: `out` holds runs with another configuration, or an unknown task.
+        ValueError: `out` holds runs with another configuration, or the task is unknown or has
+            no right answers.
     """
     console = Console()
     world = world_of(scale, task, seed, model)
+    if not world.graded:
+        raise ValueError(f"the main job counts right answers; the task {task!r} has none")
     service = connect()
     console.print(
         f"{world.task} at {scale} scale: {len(world.demonstrations)} demonstrations, "

@@ -74,7 +74,7 @@ def reinforce(
     **variant: Any,
 ) -> Trained:
     """Cold start, then RLVR; `variant` goes to `rlvr.train` (reward, advantages, loss)."""
-    first = _shared_start(service, world, folder, seed)
+    first = shared_start(service, world, folder, seed)
     cfg = rlvr_config(world, seed, rate)
     stage = run_stage(
         service, world, folder,
@@ -98,7 +98,7 @@ def select(
     rate: float | None = None,
 ) -> Trained:
     """Cold start, then rejection-sampling fine-tuning with RLVR's number of samples and steps."""
-    first = _shared_start(service, world, folder, seed)
+    first = shared_start(service, world, folder, seed)
     budget = rlvr_config(world, seed)
     kept = folder.parent / f"seed-{seed}-samples.json"
     if not kept.exists():
@@ -130,13 +130,13 @@ def start_only(
 ) -> Trained:
     """The cold start itself: where both RL and its control begin."""
     if rate is None:
-        first = _shared_start(service, world, folder, seed)
+        first = shared_start(service, world, folder, seed)
     else:
         first = cold_start(service, world, folder, seed, rate=rate)
     return Trained(first, first.cost(world.parameters))
 
 
-def _shared_start(service: tinker.ServiceClient, world: World, folder: Path, seed: int) -> Stage:
+def shared_start(service: tinker.ServiceClient, world: World, folder: Path, seed: int) -> Stage:
     """The start that all arms of a seed share: trained by the first, found by the others."""
     return cold_start(service, world, folder.parent / f"seed-{seed}-start", seed)
 
