@@ -32,12 +32,10 @@ import tinker
 from scipy.stats import theilslopes
 from tinker import types
 
-from benchmarks.engine import write_model
-from posttrain.engine.config import DecoderConfig
+from benchmarks.work import write_model
 from posttrain.engine.files import raise_file_limit
 from posttrain.runs import git_commit, git_dirty, write_json
 
-TOY = DecoderConfig(260, 32, 64, 2, 4, 2, 8, 128)
 KEY = "tml-soak"
 RESULT = Path(__file__).with_suffix(".json")
 ADAM = types.AdamParams(learning_rate=1e-3)
@@ -153,7 +151,7 @@ def main() -> None:
     os.environ["TINKER_TELEMETRY"] = "0"
     with tempfile.TemporaryDirectory() as folder:
         model, state, ready = (Path(folder) / name for name in ("model", "state", "ready"))
-        write_model(model, TOY)
+        write_model(model, "toy")
         command = [sys.executable, "-m", "posttrain.engine", "--model", f"toy={model}"]
         command += ["--state", str(state), "--ready", str(ready), "--parent", str(os.getpid())]
         process = subprocess.Popen(

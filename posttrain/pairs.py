@@ -58,7 +58,7 @@ def sample_pairs(
         if finished and a != b
     ]
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        labels = list(pool.map(lambda shown: label(*shown, seed), usable))
+        labels = list(pool.map(lambda shown: label(shown[0], shown[1], shown[2], seed), usable))
     preferences = [
         Preference(item.question, a, b) if preferred else Preference(item.question, b, a)
         for (item, a, b), preferred in zip(usable, labels, strict=True)

@@ -32,7 +32,7 @@ class Parrot:
 
     def sample(self, prompt: tinker.ModelInput, num_samples: int, sampling_params: Any) -> Any:
         assert num_samples == 1
-        self.heard.append(TOKENIZER.decode(prompt.to_ints()))
+        self.heard.append(str(TOKENIZER.decode(prompt.to_ints())))
         self.params.append(sampling_params)
         future: Future[Any] = Future()
         if "fail" in self.heard[-1]:
@@ -94,7 +94,7 @@ def test_settings_reach_the_sampler_and_every_turn_has_a_seed_of_its_own() -> No
     assert shown.count("temperature 0\n") == 2
     for wrong, said in (({"temperature": -1.0}, "within 0 and 10"), ({"max_tokens": 0}, "least 1")):
         with pytest.raises(ValueError, match=said):
-            Settings(**wrong)  # type: ignore[arg-type]
+            Settings(**wrong)
 
 
 def test_a_question_that_nobody_could_answer_was_not_asked() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tinker
 
@@ -56,7 +57,10 @@ def story_scores(sampler: tinker.SamplingClient, n: int) -> Scores:
 def rubric_scores(sampler: tinker.SamplingClient, n: int) -> Scores:
     """Share of criteria that are as they should be: true, or false if they are pitfalls."""
     found = {}
-    items = {"stories": stories.stories("test", n), "explanations": math.problems("test", n)}
+    items: dict[str, Sequence[Any]] = {
+        "stories": stories.stories("test", n),
+        "explanations": math.problems("test", n),
+    }
     for name, asked in items.items():
         told = answers(sampler, [i.question for i in asked], K, max_tokens=MAX_TOKENS)
         rows = []

@@ -99,8 +99,8 @@ nats = {
 }
 at_first, tokens_each = torch.tensor([-20.0]), torch.tensor([15.0])
 for name, sums in nats.items():
-    sides = [Logps(torch.tensor([logp]), at_first, tokens_each) for logp in sums]
-    print(f"{name:24} loss {dpo_loss(*sides).item():.4f}")
+    winner, loser = (Logps(torch.tensor([s]), at_first, tokens_each) for s in sums)
+    print(f"{name:24} loss {dpo_loss(winner, loser).item():.4f}")
 
 # %% [markdown]
 # ### From pairs to datums, and the loop

@@ -183,7 +183,8 @@ def all_games(seats: tuple[int, int], baselines: dict[Any, float]) -> Games:
         rows.append(row)
         returns.append(match.returns)
     stacked = torch.tensor(rows, dtype=torch.float64)
-    return Games(*stacked.unbind(1), torch.tensor(returns, dtype=torch.float64))
+    first, second, third = stacked.unbind(1)
+    return Games(first, second, third, torch.tensor(returns, dtype=torch.float64))
 
 
 def surrogate(games: Games, logprobs: Tensor, other: Tensor) -> Tensor:
@@ -218,7 +219,8 @@ def test_ascent_reaches_the_best_response_to_random_play() -> None:
     optimizer = torch.optim.Adam([logits], lr=0.3)
     for _ in range(100):
         optimizer.zero_grad()
-        (-sum(surrogate(games, table(logits), chance) for games in both)).backward()
+        gains = [surrogate(games, table(logits), chance) for games in both]
+        (-torch.stack(gains).sum()).backward()
         optimizer.step()
     reached = sum(
         (games.chances(table(logits), chance) @ games.returns[:, seat]).item() / 2

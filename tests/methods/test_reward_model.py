@@ -62,7 +62,8 @@ def test_losses_and_gradients_are_those_of_the_formula(loss: Loss, weight: float
             moved = [[list(WIN), list(LOSE)] for _ in range(2)]
             moved[0][place][i] += 1e-5
             moved[1][place][i] -= 1e-5
-            slope = (plain(*moved[0], weight) - plain(*moved[1], weight)) / 2e-5
+            (up, down) = (plain(w, lo, weight) for w, lo in moved)
+            slope = (up - down) / 2e-5
             assert tensor.grad[i].item() == pytest.approx(slope, rel=1e-6, abs=1e-9)
 
 

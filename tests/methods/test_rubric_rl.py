@@ -122,7 +122,8 @@ def test_rewards_are_aggregated_per_answer(aggregate: Aggregate) -> None:
     items, texts = told(0)
     reward = rubric_reward(program_judge(weak_check), aggregate, truth=check)
     rewards_P_G, metrics = reward(items, groups_of(texts))
-    same = true = cases = credited = false = 0
+    same = cases = credited = false = 0
+    true = 0.0
     for i, (item, row) in enumerate(zip(items, texts, strict=True)):
         for j, text in enumerate(row):
             weak = [weak_check(c, item, text) for c in rubric(item)]
