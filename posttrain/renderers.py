@@ -80,7 +80,7 @@ class Renderer:
 
     def text(self, sampled: Sequence[int]) -> str:
         """A sampled answer in words: without special tokens, stop sequences and outer space."""
-        text = str(self.tokenizer.decode(sampled, skip_special_tokens=True))
+        text = str(self.tokenizer.decode(list(sampled), skip_special_tokens=True))
         for stop in self.stop or []:
             if isinstance(stop, str):
                 text = text.removesuffix(stop)

@@ -32,7 +32,7 @@ class Parrot:
 
     def sample(self, prompt: tinker.ModelInput, num_samples: int, sampling_params: Any) -> Any:
         assert num_samples == 1
-        self.heard.append(TOKENIZER.decode(prompt.to_ints()))
+        self.heard.append(str(TOKENIZER.decode(prompt.to_ints())))
         self.params.append(sampling_params)
         future: Future[Any] = Future()
         if "fail" in self.heard[-1]:
@@ -47,7 +47,7 @@ class Parrot:
 
 def parrot(name: str, ends: str = "<|end|>") -> tuple[Voice, Parrot]:
     sampler = Parrot(name, ends)
-    return Voice(name, sampler, renderer_for(TOKENIZER)), sampler  # type: ignore[arg-type]
+    return Voice(name, sampler, renderer_for(TOKENIZER)), sampler
 
 
 def held(voices: list[Voice], *lines: str, settings: Settings | None = None) -> str:
@@ -94,7 +94,7 @@ def test_settings_reach_the_sampler_and_every_turn_has_a_seed_of_its_own() -> No
     assert shown.count("temperature 0\n") == 2
     for wrong, said in (({"temperature": -1.0}, "within 0 and 10"), ({"max_tokens": 0}, "least 1")):
         with pytest.raises(ValueError, match=said):
-            Settings(**wrong)  # type: ignore[arg-type]
+            Settings(**wrong)
 
 
 def test_a_question_that_nobody_could_answer_was_not_asked() -> None:
@@ -108,7 +108,7 @@ def test_a_question_that_nobody_could_answer_was_not_asked() -> None:
 
 def test_the_plain_form_ends_with_the_line() -> None:
     sampler = Parrot("Ann", ends="\n")
-    plain = Voice("Ann", sampler, plain_renderer(TOKENIZER))  # type: ignore[arg-type]
+    plain = Voice("Ann", sampler, plain_renderer(TOKENIZER))
     held([plain], "One?", "Two?")
     assert sampler.heard[1] == ("Question: One?\nAnswer: Ann says 1.\n\nQuestion: Two?\nAnswer:")
 

@@ -121,9 +121,9 @@ def test_a_conversation_is_what_the_template_writes_and_only_grows(
         answer = sampled(renderer, *turns[i])
         assert after[: len(before) + len(answer)] == [*before, *answer]
     if name == "qwen":  # appended answers keep what the template would drop: the empty thought
-        told = renderer.tokenizer.decode(prompts[-1]).replace("<think>\n\n</think>\n\n", "")
+        told = str(renderer.tokenizer.decode(prompts[-1])).replace("<think>\n\n</think>\n\n", "")
     else:
-        told = renderer.tokenizer.decode(prompts[-1])
+        told = str(renderer.tokenizer.decode(prompts[-1]))
     asked = messages_of(turns)[:-1]
     assert told == template_text(renderer.tokenizer, asked, answering=True)
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from posttrain.connect import connect
+from posttrain.stats import Estimate
 from tools.gates.card import write
 from tools.gates.groups import GATES, GROUPS
 
@@ -20,7 +21,7 @@ def main() -> None:
     directory: Path = arguments.directory.resolve()
     service = connect(models={"model": directory})
     sampler = service.create_sampling_client(base_model="model").result()
-    values = {}
+    values: dict[str, Estimate] = {}
     for group in GROUPS:
         found = group(sampler, arguments.n, arguments.seed)
         for name, value in found.items():

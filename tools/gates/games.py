@@ -28,7 +28,7 @@ def measure(sampler: tinker.SamplingClient, n: int, seed: int = 0) -> dict[str, 
 
     Kuhn poker has few positions and none held out, so all of them count.
     """
-    found = {}
+    found: dict[str, Estimate] = {}
     for game, rules in ALL.items():
         if Split.TEST in rules.levels:
             asked = positions(game, Split.TEST, n, seed=seed)
