@@ -47,7 +47,7 @@ class Parrot:
 
 def parrot(name: str, ends: str = "<|end|>") -> tuple[Voice, Parrot]:
     sampler = Parrot(name, ends)
-    return Voice(name, sampler, renderer_for(TOKENIZER)), sampler
+    return Voice(name, sampler, renderer_for(TOKENIZER)), sampler  # type: ignore[arg-type]
 
 
 def held(voices: list[Voice], *lines: str, settings: Settings | None = None) -> str:
@@ -108,7 +108,7 @@ def test_a_question_that_nobody_could_answer_was_not_asked() -> None:
 
 def test_the_plain_form_ends_with_the_line() -> None:
     sampler = Parrot("Ann", ends="\n")
-    plain = Voice("Ann", sampler, plain_renderer(TOKENIZER))
+    plain = Voice("Ann", sampler, plain_renderer(TOKENIZER))  # type: ignore[arg-type]
     held([plain], "One?", "Two?")
     assert sampler.heard[1] == ("Question: One?\nAnswer: Ann says 1.\n\nQuestion: Two?\nAnswer:")
 
