@@ -92,9 +92,9 @@ Generated, training splits only (`tools/corpus.py`). Shares of documents, in the
 
 A document has one author. Of those who solve math problems, some make no mistakes, some have all
 {len(math.Misconception)} misconceptions (the table has both shares, as "solvers"), the others each
-one with probability one half. Some documents show the work, the others only answers; some hold two or
-three items by the same author, so that the model learns to answer as it is shown. Those who tell
-stories forget, ramble and mix moods; those who play games mostly play badly; those who have a
+one with probability one half. Some documents show the work, the others only answers; some hold
+two or three items by the same author, so that the model learns to answer as it is shown. Those who
+tell stories forget, ramble and mix moods; those who play games mostly play badly; those who have a
 calculator use it or not.
 
 ## Training
