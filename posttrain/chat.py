@@ -139,7 +139,7 @@ def ask_all(
     except (ValueError, tinker.TinkerError, KeyboardInterrupt) as error:
         for voice, said in zip(voices, before, strict=True):
             voice.said = said
-        say(console, f"no answer: {error or 'interrupted'}")
+        say(console, f"no answer: {str(error) or 'interrupted'}")
         if any(before) and not isinstance(error, KeyboardInterrupt):
             say(console, "if the conversation has grown too long, /reset begins a new one")
         return []
