@@ -128,16 +128,19 @@ def chat(
 def ask_all(
     voices: Sequence[Voice], question: str, settings: Settings, turn: int, console: Console
 ) -> list[Answer]:
-    """Everybody's answer, or none where somebody could not be asked: then nothing was said."""
+    """Everybody's answer, or none where somebody could not be asked: then nothing was said.
+
+    Ctrl-C gives up this question and not the conversation.
+    """
     before = [voice.said for voice in voices]
     try:
         waiting = [voice.ask(question, settings, turn) for voice in voices]
         return [answer() for answer in waiting]
-    except (ValueError, tinker.TinkerError) as error:
+    except (ValueError, tinker.TinkerError, KeyboardInterrupt) as error:
         for voice, said in zip(voices, before, strict=True):
             voice.said = said
-        say(console, f"no answer: {error}")
-        if any(before):
+        say(console, f"no answer: {str(error) or 'interrupted'}")
+        if any(before) and not isinstance(error, KeyboardInterrupt):
             say(console, "if the conversation has grown too long, /reset begins a new one")
         return []
 

@@ -37,6 +37,8 @@ class Parrot:
         future: Future[Any] = Future()
         if "fail" in self.heard[-1]:
             future.set_exception(tinker.TinkerError("the prompt is too long"))
+        if "slow" in self.heard[-1]:  # and somebody presses Ctrl-C
+            future.set_exception(KeyboardInterrupt())
         tokens = TOKENIZER(f" {self.name} says {next(self.numbers)}.{self.ends}")["input_ids"]
         if not future.done():
             reason: Any = "stop" if self.ends else "length"
@@ -99,11 +101,13 @@ def test_settings_reach_the_sampler_and_every_turn_has_a_seed_of_its_own() -> No
 
 def test_a_question_that_nobody_could_answer_was_not_asked() -> None:
     voice, hears = parrot("Ann")
-    shown = held([voice], "One?", "fail", "a <|end|> b", "Two?")
+    shown = held([voice], "One?", "fail", "slow", "a <|end|> b", "Two?")
+    assert "no answer: interrupted" in shown
     assert "no answer: the prompt is too long" in shown
     assert "no answer: the message holds '<|end|>', a special token" in shown
     assert "/reset begins a new one" in shown
     assert "fail" not in hears.heard[-1]
+    assert "slow" not in hears.heard[-1]
 
 
 def test_the_plain_form_ends_with_the_line() -> None:

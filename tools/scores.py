@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tinker
 
@@ -22,7 +21,7 @@ from posttrain.stats import Estimate, bootstrap_mean
 from posttrain.tasks import code, continual, math, records, rubrics, stories, tools
 from posttrain.tasks.games import GAMES, positions
 from posttrain.tasks.gold import gold
-from posttrain.tasks.problem import Problem
+from posttrain.tasks.problem import Item, Problem
 from tools.gates.answers import answers
 from tools.gates.games import DEALS
 from tools.gates.tools import PlainSpeaker
@@ -57,7 +56,7 @@ def story_scores(sampler: tinker.SamplingClient, n: int) -> Scores:
 def rubric_scores(sampler: tinker.SamplingClient, n: int) -> Scores:
     """Share of criteria that are as they should be: true, or false if they are pitfalls."""
     found = {}
-    items: dict[str, Sequence[Any]] = {
+    items: dict[str, Sequence[Item]] = {
         "stories": stories.stories("test", n),
         "explanations": math.problems("test", n),
     }

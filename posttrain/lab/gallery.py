@@ -45,8 +45,10 @@ class Exhibit:
 
 
 def _math(seed: int) -> list[str]:
-    items = [math.problem(split, 0, seed=seed) for split in (Split.TRAIN, Split.OOD)]
-    wrong = math.solve(items[1], set(math.Misconception))
+    every = set(math.Misconception)
+    long = math.stream(Split.OOD, seed=seed)
+    trap = next(p for p in long if not p.grade(math.solve(p, every)).correct)
+    items, wrong = [math.problem(Split.TRAIN, 0, seed=seed), trap], math.solve(trap, every)
     return [
         *(f"{item.question}\n  right: {item.solution}" for item in items),
         f"the same question, answered with every misconception\n  wrong: {wrong}",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.runs import write_json, write_text
 from posttrain.stats import Estimate
 from posttrain.tasks import math
 from tools.gates.gate import Gate
@@ -62,7 +63,7 @@ def card(
     recipe, losses = training["recipe"], training["losses"]
     phases = [
         f"| {number} | {p['steps']} x {p['rows']} x {p['length']} | {p['learning_rate']:g} | "
-        f"{p['mixture']['thought']:.0%} | {p['mixture']['several']:.0%} |"
+        f"{p['mixture']['thought']:.0%} | {p['mixture']['several']:.0%} | {solvers(p['mixture'])} |"
         for number, p in enumerate(recipe["phases"], 1)
     ]
     marks = [losses[round(i * (len(losses) - 1) / 8)] for i in range(9)]
@@ -86,19 +87,20 @@ It is made for this laboratory and is of no use outside of it.
 
 ## Corpus
 
-Generated, training splits only (`tools/corpus.py`). Shares of documents: {shares}.
+Generated, training splits only (`tools/corpus.py`). Shares of documents, in the first phase:
+{shares}.
 
-A document has one author. Of those who solve math problems, {math.CAREFUL:.0%} make no mistakes,
-{math.CARELESS:.0%} have all {len(math.Misconception)} misconceptions, the others each one with
-probability one half. Some documents show the work, the others only answers; some hold two or
-three items by the same author, so that the model learns to answer as it is shown. Those who tell
-stories forget, ramble and mix moods; those who play games mostly play badly; those who have a
+A document has one author. Of those who solve math problems, some make no mistakes, some have all
+{len(math.Misconception)} misconceptions (the table has both shares, as "solvers"), the others each
+one with probability one half. Some documents show the work, the others only answers; some hold
+two or three items by the same author, so that the model learns to answer as it is shown. Those who
+tell stories forget, ramble and mix moods; those who play games mostly play badly; those who have a
 calculator use it or not.
 
 ## Training
 
-| phase | steps x rows x tokens | learning rate | show work | several items |
-|---|---|---|---|---|
+| phase | steps x rows x tokens | learning rate | show work | several items | solvers |
+|---|---|---|---|---|---|
 {chr(10).join(phases)}
 
 {training["tokens"] / 1e6:.1f} million tokens without padding; AdamW, cosine schedule in each phase,
@@ -117,12 +119,16 @@ them again.
 """
 
 
+def solvers(mixture: Mapping[str, Any]) -> str:
+    """Shares of solvers with no misconception and with all of them."""
+    careful = mixture.get("careful", math.CAREFUL)
+    return f"{careful:.0%}, {mixture.get('careless', math.CARELESS):.0%}"
+
+
 def write(
     directory: Path, gates: Mapping[str, Gate], values: Mapping[str, Estimate], n: int
 ) -> None:
     """`gates.json` and the card, in the model's directory. Raises ValueError as `record`."""
-    from posttrain.runs import write_json, write_text
-
     given = directory / REASONS
     reasons = json.loads(given.read_text()) if given.exists() else {}
     recorded = record(gates, values, reasons, n)
