@@ -1,6 +1,8 @@
-"""Engines that forget within seconds what others keep for minutes or hours."""
+"""Engines with less: that forget within seconds what others keep for minutes or hours."""
 
 from __future__ import annotations
+
+import resource
 
 from posttrain.engine import promises, samplers, server, sessions, traces
 
@@ -17,3 +19,9 @@ def forget_early() -> None:
     server.TIDY, server.KEEP_ALIVE = 0.5, 2
     samplers.NAMELESS = 16
     traces.KEPT = 100
+
+
+def few_files() -> None:
+    """As many open files as some systems give a user, unless more are asked for."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))

@@ -20,7 +20,7 @@ from posttrain.engine.paths import WEIGHTS
 from tests.conftest import KEY
 from tests.engine.doomed import ACTIONS, COPY, RECORD, die_before, numbers, path_of
 from tests.engine.nursery import Child, Engine
-from tests.engine.wire import GONE, Client
+from tests.engine.wire import GONE, Client, RefusedError
 
 KILLS = 50
 
@@ -80,6 +80,40 @@ def test_a_killed_engine_keeps_what_it_acknowledged(tiny_model_dir: Path, tmp_pa
         calm = [client.result(saved)["path"] for saved in expected]
     for (_, path), other in zip(acknowledged, calm, strict=True):
         assert same(state_of(tmp_path / "killed", path), state_of(tmp_path / "calm", other)), path
+
+
+def spoil(file: Path) -> None:
+    """Flip one bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_changes_no_client(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Its adapter is whole, its optimizer is not: neither is loaded, and a sampler likewise."""
+    with Engine(tiny_model_dir, tmp_path, KEY) as engine, Client(engine.url) as client:
+        client.train()
+        client.step(0)
+        path = client.result(client.save("one"))["path"]
+        client.step(1)
+        before = client.result(client.forward(100))
+        store = Store(tmp_path)
+        spoil(store.file(store.get(path), "optimizer")[0])
+        damaged = f"checkpoint {path} is damaged: .*optimizer.safetensors is not what was written"
+        with pytest.raises(RefusedError, match=damaged):
+            client.result(client.send("load_weights", path=path, optimizer=True))
+        assert client.result(client.forward(100)) == before
+        client.result(client.send("load_weights", path=path, optimizer=False))  # that is whole
+        assert client.result(client.forward(100)) != before
+        with Client(engine.url) as other, pytest.raises(RefusedError, match=damaged):
+            other.train(path)
+
+        path = client.result(client.send("save_weights_for_sampler", path="s"))["path"]
+        made = client.post("create_sampling_session", session_id=client.session, model_path=path)
+        spoil(store.file(store.get(path), "adapter")[0])
+        with pytest.raises(RefusedError, match=f"checkpoint {path} is damaged: "):
+            client.result(client.sample(made["sampling_session_id"]))
+        client.result(client.sample(client.snapshot()))
 
 
 # Every file operation ---------------------------------------------------------------------------

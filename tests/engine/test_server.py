@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import tinker
 from posttrain.engine.errors import UserError
 from posttrain.engine.server import serve
 from tests.conftest import KEY
+from tests.engine.impatient import few_files
+from tests.engine.nursery import Engine
 
 
 @pytest.fixture
@@ -101,6 +104,20 @@ def test_a_repeated_request_is_done_once(http: httpx.Client, service: tinker.Ser
 def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pass an API key"):
         serve({}, "0.0.0.0", 0, tmp_path)
+
+
+def test_serving_asks_for_files_and_keeps_pages(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever calls `serve`: the engine's own command, or `posttrain serve`."""
+    with Engine(tiny_model_dir, tmp_path / "state", KEY, few_files) as engine:
+        soft, hard = resource.prlimit(engine.pid, resource.RLIMIT_NOFILE)
+        assert soft == (8192 if hard == resource.RLIM_INFINITY else min(8192, hard))
+    called: list[str] = []
+    monkeypatch.setattr("posttrain.engine.server.keep_pages", lambda: called.append("pages"))
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        serve({"x": tmp_path}, "127.0.0.1", 0, tmp_path)
+    assert called == ["pages"]
 
 
 @pytest.mark.parametrize(
