@@ -90,7 +90,7 @@ class Engine:
         for prompt, result in zip(prompts, results, strict=True):
             for number, sample in enumerate(result.samples):
                 whole = np.array([*prompt, *sample.tokens])
-                advantage = number - (len(result.samples) - 1) / 2
+                advantage = number + 1  # never 0, which would leave the backward pass out
                 inputs = {
                     "target_tokens": whole[1:],
                     "logprobs": np.concatenate((before, np.float32(sample.logprobs))),
