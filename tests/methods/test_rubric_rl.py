@@ -215,9 +215,9 @@ def test_the_weak_check_against_exact_verdicts() -> None:
 @pytest.fixture(scope="module")
 def judge_model(base_service: tinker.ServiceClient) -> tinker.SamplingClient:
     model = base_service.create_lora_training_client("posttrain/base", rank=8, seed=0).result()
-    known = [judgement("train", i) for i in range(48)]
+    known = [judgement("train", i) for i in range(90)]
     shown = [Demonstration(j.prompt, j.answer) for j in known]
-    list(sft.train(model, shown, sft.Config(steps=8, batch_size=6)))
+    list(sft.train(model, shown, sft.Config(steps=15, batch_size=6)))
     return model.save_weights_and_get_sampling_client().result()
 
 
