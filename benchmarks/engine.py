@@ -1,41 +1,26 @@
-"""How fast the engine is: four pieces of work on one thread, beside the multiplication peak.
+"""The engine without SDK and server: what its trainer and its sampler make of the processor.
 
-    python -m benchmarks.engine --shape tiny small base --work w1 w2 w3 --dtype float32
-    python -m benchmarks.engine --shape tiny small --work w1 w2 --plain
+    python -m benchmarks.engine --shape tiny small --work W1 W2 W3 --dtype bfloat16 --profile
 
-W1 SFT step: 32 sequences of 128 tokens, LoRA rank 32 on the seven matrices of every layer.
-W2 sampling: 64 different prompts of 64 tokens, 128 new tokens, temperature 1.
-W3 RL step: 16 prompts of 64 tokens, 8 samples of 64 tokens each, then importance sampling.
-W4 from the start of a process to its first finished SFT step.
-eval (shape base): 32 prompts of 60 tokens, 16 samples of 60 tokens, as an evaluation asks for.
-
-Shapes `tiny` and `small` are random Qwen3 models whose end of sequence cannot be drawn; `base` has
-the shape of models/base. Times are medians over repetitions: of the wall, and of this process's
-CPU, which is the one to compare on a machine that is shared. With --plain, `benchmarks.plain` does
-the same in turns. The share is the arithmetic that the work needs (no recomputation, no padding, a
-shared prompt once) over what a large matrix product does in the same CPU time.
+The share of the peak is the arithmetic that the work needs (no recomputation, no padding, a shared
+prompt once; attention's own products left out) over what a large matrix product does in the same
+time. Times are of this process's CPU, so that the share means something on a shared machine too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import numpy as np
 import torch
 
+from benchmarks.work import END, FULL, RANK, RATE, SHAPES, Sizes, counted, enough, write_model
 from posttrain.engine.config import DecoderConfig
 from posttrain.engine.datum import Datum
 from posttrain.engine.heap import keep_pages
@@ -47,85 +32,51 @@ from posttrain.engine.sampler import Generation
 from posttrain.engine.stops import Stops
 from posttrain.engine.trainer import AdamParams, Trainer
 
-SHAPES = {
-    "tiny": DecoderConfig(1024, 256, 768, 6, 8, 4, 32, 1024),
-    "small": DecoderConfig(1024, 512, 1024, 8, 8, 4, 64, 1024),
-    "base": DecoderConfig(424, 192, 512, 5, 4, 2, 48, 512),
-}
-LORA = LoraConfig(rank=32, seed=0, train_unembed=False)
-END = 0  # the token that cannot be drawn
-ADAM = AdamParams(learning_rate=1e-4)
+LORA = LoraConfig(rank=RANK, seed=0, train_unembed=False)
+ADAM = AdamParams(learning_rate=RATE)
+# The kinds of operations that a profile tells apart, by what their names contain.
+KINDS = {
+    "matrix products": ("mm", "linear", "matmul", "mkldnn"),
+    "softmax and draws": ("softmax", "logsumexp", "cumsum", "searchsorted", "exp", "log"),
+    "copies": ("copy", "cat", "index", "clone", "contiguous", "_to_", "gather", "scatter", "fill",
+               "zero", "select", "empty"),
+}  # fmt: skip
 
 
-def write_model(directory: Path, config: DecoderConfig) -> None:
-    """Random weights. One coordinate of the residual stream says "not the end" to the head."""
-    torch.manual_seed(0)
-    decoder = Decoder(config)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(std=0.1 if "embed" in name else 0.04)
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter[0] = 0.0
-        embedding = decoder.model.embed_tokens.weight
-        embedding[:, 0] = 6.0
-        embedding[END, 0] = -6.0
-    decoder.save(directory, torch.float32)
-    raw = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**raw, "eos_token_id": END}))
+class Engine:
+    """See `benchmarks.work.Driver`."""
 
-
-def peak(dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of a large matrix product."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    return 2 * size**3 / min(measured(lambda: a @ b, 15)[1])
-
-
-def measured(work: Callable[[], object], times: int) -> tuple[list[float], list[float]]:
-    """Wall and CPU seconds of each repetition, after one that is not counted."""
-    work()
-    walls, cpus = [], []
-    for _ in range(times):
-        wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return walls, cpus
-
-
-class Work:
-    """The pieces of work, by trainer and sampler themselves."""
-
-    def __init__(self, config: DecoderConfig, decoder: Decoder, dtype: torch.dtype) -> None:
-        self.config, self.decoder, self.dtype = config, decoder, dtype
-        self.trainer = Trainer(decoder, LORA, dtype)
+    def __init__(self, directory: Path, shape: str, dtype: str) -> None:
+        keep_pages()
+        torch.set_flush_denormal(True)
+        self.config, self.dtype = DecoderConfig(*SHAPES[shape]), getattr(torch, dtype)
+        self.decoder = Decoder.load(directory)
+        self.trainer = Trainer(self.decoder, LORA, self.dtype)
         self.rng = np.random.default_rng(0)
-        linear = sum(r * c for p, (r, c) in decoder.linear_shapes().items() if p != "lm_head")
-        lora = sum(32 * (r + c) for p, (r, c) in decoder.linear_shapes().items() if p != "lm_head")
-        head = config.vocab_size * config.hidden_size
-        self.flops = 0.0  # of the last piece of work
-        self.forward_flops = 2 * (linear + head)  # a token, attention apart
-        self.train_flops = 4 * (linear + head) + 4 * lora
 
     def tokens(self, *shape: int) -> np.ndarray:
         return self.rng.integers(1, self.config.vocab_size, shape)
 
-    def w1(self) -> None:
-        whole = self.tokens(32, 129)
-        data = [
-            Datum(r[:-1], {"target_tokens": r[1:], "weights": np.ones(128, np.float32)})
-            for r in whole
-        ]
-        self.trainer.forward_backward(data, "cross_entropy", {})
+    def sft(self, whole: np.ndarray) -> float:
+        """One step on `(B, T + 1)` tokens. Returns the summed loss."""
+        weights = np.ones(whole.shape[1] - 1, np.float32)
+        data = [Datum(r[:-1], {"target_tokens": r[1:], "weights": weights}) for r in whole]
+        output = self.trainer.forward_backward(data, "cross_entropy", {})
         self.trainer.optim_step(ADAM)
-        self.flops = 32 * 128 * self.train_flops
+        return output.metrics["loss:sum"]
 
-    def generate(self, prompts: np.ndarray, samples: int, length: int) -> list[Any]:
+    def packed(self) -> Packed:
+        """What sampling runs on: the present adapter in its place, as after a save."""
+        return Packed(self.decoder, self.trainer.adapter, self.dtype)
+
+    def generate(
+        self, prompts: np.ndarray, samples: int, length: int, packed: Packed | None = None
+    ) -> list[Any]:
+        stops = Stops(frozenset([END]))
         requests = [
-            Request(tuple(map(int, p)), samples, length, seed=1, stops=Stops(frozenset([END])))
-            for p in prompts
+            Request(tuple(map(int, p)), samples, length, seed=1, stops=stops) for p in prompts
         ]
-        generation = Generation(self.sampled(), None)
+        generation = Generation(packed or self.packed(), None)
         results = generation.admit(requests)
         while any(result.unfinished for result in results):
             generation.step()
@@ -133,139 +84,143 @@ class Work:
         assert lengths == {length}, f"samples ended early: {lengths}"
         return results
 
-    def sampled(self) -> Packed:
-        """What sampling runs on: the present adapter in its place, as after a save."""
-        return Packed(self.decoder, self.trainer.adapter, self.dtype)
-
-    def w2(self) -> None:
-        self.generate(self.tokens(64, 64), 1, 128)
-        self.flops = 64 * (64 + 128) * self.forward_flops
-
-    def w3(self) -> None:
-        prompts = self.tokens(16, 64)
-        results = self.generate(prompts, 8, 64)
+    def reinforce(self, prompts: np.ndarray, results: list[Any]) -> None:
+        before = np.zeros(prompts.shape[1] - 1, np.float32)
         data = []
         for prompt, result in zip(prompts, results, strict=True):
             for number, sample in enumerate(result.samples):
                 whole = np.array([*prompt, *sample.tokens])
-                gone = np.zeros(63, np.float32)
-                advantages = np.full(64, number - 3.5, np.float32)
+                advantage = number - (len(result.samples) - 1) / 2
                 inputs = {
                     "target_tokens": whole[1:],
-                    "logprobs": np.concatenate((gone, np.array(sample.logprobs, np.float32))),
-                    "advantages": np.concatenate((gone, advantages)),
+                    "logprobs": np.concatenate((before, np.float32(sample.logprobs))),
+                    "advantages": np.concatenate(
+                        (before, np.full(len(sample.tokens), advantage, np.float32))
+                    ),
                 }
                 data.append(Datum(whole[:-1], inputs))
         self.trainer.forward_backward(data, "importance_sampling", {})
         self.trainer.optim_step(ADAM)
-        once = 16 * 64 + 128 * 64
-        self.flops = once * (self.forward_flops + self.train_flops)
 
-    def eval(self) -> None:
-        self.generate(self.tokens(32, 60), 16, 60)
-        self.flops = (32 * 60 + 512 * 60) * self.forward_flops
+    def w1(self, sizes: Sizes) -> None:
+        self.sft(self.tokens(sizes.rows, sizes.length + 1))
+
+    def w2(self, sizes: Sizes) -> None:
+        self.generate(self.tokens(sizes.prompts, sizes.prompt), 1, sizes.new)
+
+    def w3(self, sizes: Sizes) -> None:
+        prompts = self.tokens(sizes.groups, sizes.prompt)
+        self.reinforce(prompts, self.generate(prompts, sizes.group, sizes.answer))
+
+    def flops(self, work: str, sizes: Sizes) -> float:
+        """What a piece of work needs at least.
+
+        A forward product of a token with an (O, I) matrix is 2 O I operations, the gradient of its
+        input as many; an adapter's factors cost 4 r (O + I) for their gradients, and nothing
+        forwards, because they can be added into the matrix.
+        """
+        shapes = self.decoder.linear_shapes()
+        frozen = sum(rows * columns for rows, columns in shapes.values())
+        factors = sum(RANK * (r + c) for path, (r, c) in shapes.items() if path != "lm_head")
+        forward, train = 2 * frozen, 4 * frozen + 4 * factors
+        if work == "W1":
+            return sizes.tokens(work) * train
+        if work == "W2":
+            return sizes.prompts * (sizes.prompt + sizes.new) * forward
+        once = sizes.groups * (sizes.prompt + sizes.group * sizes.answer)
+        return once * (forward + train)
 
 
-TOKENS = {"w1": 32 * 128, "w2": 64 * 128, "w3": 128 * 128, "eval": 512 * 60}
+def peak(dtype: str, size: int = 1024) -> float:
+    """FLOP/s of a large matrix product, the best of several."""
+    a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
+    return 2 * size**3 / min(cpu_seconds(lambda: a @ b, 0.3))
 
 
-def first_step(directory: Path, dtype: str) -> None:
-    """What W4 times, in a process of its own."""
-    torch.set_num_threads(1)
-    work = Work(SHAPES["tiny"], Decoder.load(directory), getattr(torch, dtype))
-    work.w1()
+def cpu_seconds(work: Callable[[], object], budget: float) -> list[float]:
+    """CPU time of this process in each repetition, see `benchmarks.work.enough`."""
+    times: list[float] = []
+    while not enough(times, budget):
+        begin = time.process_time()
+        work()
+        times.append(time.process_time() - begin)
+    return counted(times)
 
 
-def start_time(directory: Path, dtype: str, times: int) -> list[float]:
-    command = [sys.executable, "-m", "benchmarks.engine", "--first-step", str(directory)]
-    walls = []
-    for _ in range(times):
-        begin = time.perf_counter()
-        subprocess.run([*command, "--dtype", dtype], check=True)
-        walls.append(time.perf_counter() - begin)
-    return walls
+def profile(run: Callable[[], object]) -> tuple[Any, dict[str, float]]:
+    """PyTorch's profile of one run after another, and what share of its CPU time each kind of
+    operation took, "Python and the rest" included."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    run()
+    total = min(cpu_seconds(run, 0.0))
+    with record(activities=[ProfilerActivity.CPU]) as found:
+        run()
+    shares = dict.fromkeys((*KINDS, "other operations"), 0.0)
+    for event in found.key_averages():
+        name = event.key.removeprefix("aten::")
+        kind = next((k for k, parts in KINDS.items() if any(p in name for p in parts)), None)
+        shares[kind or "other operations"] += event.self_cpu_time_total / 1e6
+    inside = sum(shares.values())
+    scale = max(inside, total)  # recording makes small operations slower than they are
+    return found.key_averages(), {kind: value / scale for kind, value in shares.items()} | {
+        "Python and the rest": 1 - inside / scale
+    }
+
+
+def report(model: Path, shape: str, dtype: str, sizes: Sizes, budget: float) -> dict[str, Any]:
+    """For W1, W2 and W3: seconds of CPU, share of the peak, shares of the kinds of operations."""
+    engine = Engine(model, shape, dtype)
+    top = peak(dtype)
+    found: dict[str, Any] = {"gemm": top}
+    for work in ("W1", "W2", "W3"):
+
+        def run(work: str = work) -> None:
+            getattr(engine, work.lower())(sizes)
+
+        seconds = cpu_seconds(run, budget)
+        share = engine.flops(work, sizes) / statistics.median(seconds) / top
+        found[work] = {"cpu": seconds, "share": share, "profile": profile(run)[1]}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["tiny", "small", "base"])
-    parser.add_argument("--work", nargs="+", choices=["w1", "w2", "w3", "w4", "eval"])
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["tiny", "small"])
+    parser.add_argument("--work", nargs="+", choices=["W1", "W2", "W3"], default=["W1", "W2", "W3"])
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
-    parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--plain", action="store_true", help="in turns with benchmarks.plain")
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds of repetitions")
     parser.add_argument("--profile", action="store_true", help="the costliest operations of each")
-    parser.add_argument("--first-step", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    keep_pages()
-    if args.first_step is not None:
-        first_step(args.first_step, args.dtype[0])
-        return
     for dtype in args.dtype:
-        top = peak(getattr(torch, dtype))
+        top = peak(dtype)
         print(f"{dtype}: a matrix product of 1024 reaches {top / 1e9:.0f} GFLOP/s")
         for shape in args.shape:
             with tempfile.TemporaryDirectory() as folder:
-                directory = Path(folder)
-                write_model(directory, SHAPES[shape])
-                bench(directory, shape, dtype, top, args)
+                write_model(Path(folder), shape)
+                engine = Engine(Path(folder), shape, dtype)
+            for work in args.work:
 
+                def run(work: str = work, engine: Engine = engine) -> None:
+                    getattr(engine, work.lower())(FULL)
 
-def bench(directory: Path, shape: str, dtype: str, top: float, args: argparse.Namespace) -> None:
-    work = Work(SHAPES[shape], Decoder.load(directory), getattr(torch, dtype))
-    for name in args.work or ["w1", "w2", "w3", "eval"]:
-        if name == "w4":
-            wall = statistics.median(start_time(directory, dtype, args.times))
-            print(f"{shape:6} {dtype:9} w4    {wall:7.2f} s")
-            continue
-        if (name == "eval") != (shape == "base") and args.work is None:
-            continue
-        run = getattr(work, name)
-        if args.profile:
-            profile(run)
-            continue
-        runs: dict[str, Any] = {"engine": run}
-        if args.plain:
-            from benchmarks.plain import Plain
-
-            runs["plain"] = getattr(Plain(SHAPES[shape], directory, getattr(torch, dtype)), name)
-        walls: dict[str, list[float]] = {key: [] for key in runs}
-        cpus: dict[str, list[float]] = {key: [] for key in runs}
-        for key in runs:
-            runs[key]()
-        for _ in range(args.times):  # in turns: what else the machine does meets both
-            for key in runs:
-                wall, cpu = time.perf_counter(), time.process_time()
-                runs[key]()
-                walls[key].append(time.perf_counter() - wall)
-                cpus[key].append(time.process_time() - cpu)
-        for key in runs:
-            wall, cpu = statistics.median(walls[key]), statistics.median(cpus[key])
-            share = f"{work.flops / cpu / top:.2f} of peak" if key == "engine" else ""
-            ratio = statistics.median(cpus["plain"]) / cpu if "plain" in cpus else 1.0
-            print(
-                f"{shape:6} {dtype:9} {name:5} {key:7} {wall:7.3f} s wall {cpu:7.3f} s cpu "
-                f"{TOKENS[name] / wall:7.0f} tok/s ({TOKENS[name] / cpu:7.0f} by cpu) "
-                f"{ratio:5.2f}x {share}",
-                flush=True,
-            )
-
-
-def profile(run: Callable[[], object]) -> None:
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as record
-
-    run()
-    with record(activities=[ProfilerActivity.CPU]) as found:
-        run()
-    print(
-        found.key_averages().table(
-            sort_by="self_cpu_time_total", row_limit=28, max_name_column_width=48
-        )
-    )
+                if args.profile:
+                    table, _ = profile(run)
+                    sort = {"sort_by": "self_cpu_time_total", "row_limit": 28}
+                    print(table.table(**sort, max_name_column_width=48))
+                    continue
+                cpu = statistics.median(cpu_seconds(run, args.budget))
+                share = engine.flops(work, FULL) / cpu / top
+                rate = FULL.tokens(work) / cpu
+                print(
+                    f"{shape:6} {dtype:9} {work} {cpu:7.3f} s cpu {rate:7.0f} tok/s "
+                    f"{share:.2f} of peak",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

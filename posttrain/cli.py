@@ -1,4 +1,4 @@
-"""The command line: `posttrain lab | run | tasks | models | serve | export`."""
+"""The command line: `posttrain lab | run | chat | tasks | models | serve | export`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ScaleOption = Annotated[
     typer.Option(help="smoke (seconds), laptop (minutes, the default) or full (a real model)"),
 ]
 TaskOption = Annotated[
-    str | None, typer.Option(help="math (generated) or gsm8k (through `datasets`)")
+    str | None, typer.Option(help="such as math or gsm8k; the default is the method's own")
 ]
 ModelOption = Annotated[
     str | None, typer.Option(help="base model; `posttrain models` lists the local ones")
@@ -132,7 +132,7 @@ def tasks(
     name: Annotated[str | None, typer.Argument(help="one of them; default: a list of all")] = None,
     seed: Annotated[int, typer.Option(help="another seed shows other items")] = 0,
 ) -> None:
-    """Show the tasks of the lab's world, with real items.
+    """Show the tasks of the lab's world: real items, splits, and what the shipped models score.
 
     Examples:
 
@@ -140,7 +140,7 @@ def tasks(
 
       posttrain tasks stories --seed 3   a request, a good story and a poor one
     """
-    from posttrain.lab.gallery import GALLERY
+    from posttrain.lab.gallery import GALLERY, scores
 
     if name is None:
         table = Table("task", "about", "difficulty")
@@ -151,6 +151,64 @@ def tasks(
     if name not in GALLERY:
         raise ValueError(f"unknown task {name!r}; the known ones are {', '.join(GALLERY)}")
     print(GALLERY[name].text(seed))
+    found = scores(name)
+    if not found:
+        print("No shipped model has been measured on it: python -m tools.scores models/base")
+        return
+    names = list(dict.fromkeys(model for row in found.values() for model in row))
+    table = Table("held-out items, 95 % intervals", *names)
+    for measure, row in found.items():
+        table.add_row(measure, *[str(row.get(model, "")) for model in names])
+    Console().print(table)
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(help="a model, a directory of one, a tinker:// path, or a run's folder"),
+    ],
+    other: Annotated[str | None, typer.Argument(help="a second one, to be seen beside it")] = None,
+    temperature: Annotated[float, typer.Option(help="0 always gives the most probable")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="of an answer")] = 256,
+    seed: Annotated[int, typer.Option(help="the same seed and questions, the same answers")] = 0,
+    plain: Annotated[
+        bool | None,
+        typer.Option(
+            "--plain/--chat",
+            help="ask as the base was pretrained, or in the chat format; default: plain for the "
+            "shipped models, which never saw the chat format",
+        ),
+    ] = None,
+) -> None:
+    """Talk to a model, or to two of them side by side. /help lists what else can be typed.
+
+    Examples:
+
+      posttrain chat posttrain/base                    as it was pretrained
+
+      posttrain chat posttrain/base runs/lab-laptop-0/rlvr   before and after
+
+      echo "Compute 17+25." | posttrain chat posttrain/base --temperature 0
+    """
+    from posttrain.chat import Settings, typed
+    from posttrain.chat import chat as talk
+    from posttrain.connect import connect, shipped_models
+    from posttrain.lab.voices import voice
+
+    settings = Settings(temperature, max_tokens, seed)
+    names = [model, *([other] if other else [])]
+    given = {name: Path(name) for name in names if (Path(name) / "config.json").is_file()}
+    given = {name: path for name, path in given.items() if (path / "tokenizer.json").is_file()}
+    service = connect(models=shipped_models() | given)
+    console = Console()
+    voices = [voice(service, name, plain) for name in names]
+    for each in voices:
+        console.print(f"{each.name}: {each.renderer.name}", style="dim", highlight=False)
+        if not each.renderer.prefix_stable:
+            said = "this format would drop earlier reasoning; here everything said is kept"
+            console.print(said, style="dim")
+    talk(voices, typed(console), settings, console)
 
 
 @app.command()

@@ -10,44 +10,69 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import tinker
 import torch
 from tinker import TensorData
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from torch import Tensor
 
-# A base model goes on with the next question; its answer ends with the line or the document.
-PLAIN_STOP = ["\n", "<|endoftext|>"]
+if TYPE_CHECKING:  # importing it takes as long as a training step
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from posttrain.renderers import PLAIN_STOP as PLAIN_STOP  # offered here, beside `plain_prompt`
+from posttrain.renderers import one_bos, renderer_for, tokens_of, user
 
 
 def chat_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     """The tokens of a conversation in which the user has asked and the assistant is to answer."""
-    return _tokens(tokenizer, _chat_text(tokenizer, question))
+    return one_bos(tokenizer, renderer_for(tokenizer).render([user(question)]))
 
 
 def plain_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     """The form in which a base model without a chat format meets questions."""
-    return _tokens(tokenizer, f"Question: {question}\nAnswer:")
+    return tokens_of(tokenizer, f"Question: {question}\nAnswer:")
 
 
 def chat_completion(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
-    """The tokens that the assistant adds to `chat_prompt`, its end-of-sequence token included.
+    """The tokens that the assistant adds to `chat_prompt`, its end token included.
 
     Prompt and completion are tokenised apart, as they are when the model samples, so a training
     example holds the very tokens that sampling would produce.
 
     Raises:
-        ValueError: the chat template rewrites the prompt once the answer is known, or does not
-            close an answer with the end-of-sequence token.
+        ValueError: the chat format rewrites the prompt once the answer is known, or does not
+            close an answer with a special token.
     """
-    prompt = _chat_text(tokenizer, question)
-    whole = _chat_text(tokenizer, question, answer)
-    if not whole.startswith(prompt):
-        raise ValueError("the chat template changes the prompt when an answer follows it")
-    tokens = _tokens(tokenizer, whole[len(prompt) :])
-    if tokenizer.eos_token_id not in tokens:
-        raise ValueError(f"the chat template does not end an answer with {tokenizer.eos_token!r}")
-    return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+    return renderer_for(tokenizer).complete(question, answer)
+
+
+def chat_turns(
+    tokenizer: Tokenizer, question: str, turns: Sequence[str]
+) -> tuple[list[int], list[bool]]:
+    """`chat_completion` of an answer that the assistant and a tool wrote in turns.
+
+    Each turn is tokenised apart, as `posttrain.rollouts.converse` meets them.
+
+    Returns:
+        The tokens, and which of them are the assistant's own: those of turns 0, 2, 4, ...
+
+    Raises:
+        ValueError: as in `chat_completion`; the last turn is not the assistant's; or the template
+            changes what was said.
+    """
+    if len(turns) % 2 == 0:
+        raise ValueError(f"the assistant has the first turn and the last, so not {len(turns)}")
+    said = "".join(turns)
+    whole = str(tokenizer.decode(chat_completion(tokenizer, question, said)))
+    before, found, after = whole.partition(said)
+    if not found:
+        raise ValueError("the chat template changes what was said, so turns cannot be told")
+    pieces = [*turns] if len(turns) > 1 else [said]
+    pieces[0], pieces[-1] = before + pieces[0], pieces[-1] + after
+    parts = [tokens_of(tokenizer, piece) for piece in pieces]
+    own = [i % 2 == 0 for i, part in enumerate(parts) for _ in part]
+    return [token for part in parts for token in part], own
 
 
 def same_tokenizer(a: Tokenizer, b: Tokenizer) -> None:
@@ -74,10 +99,16 @@ def same_tokenizer(a: Tokenizer, b: Tokenizer) -> None:
         )
 
 
-def supervised_datum(prompt: Sequence[int], completion: Sequence[int]) -> tinker.Datum:
-    """Cross-entropy on the completion alone: weight 0 on the prompt, 1 on what is to be learned."""
+def supervised_datum(
+    prompt: Sequence[int], completion: Sequence[int], own: Sequence[bool] | None = None
+) -> tinker.Datum:
+    """Cross-entropy on the completion alone: weight 0 on the prompt, 1 on what is to be learned.
+
+    `own` says which tokens of the completion are; by default all, and a tool's never.
+    """
     tokens = [*prompt, *completion]
-    weights = [0.0] * (len(prompt) - 1) + [1.0] * len(completion)
+    learned = [1.0] * len(completion) if own is None else [float(mine) for mine in own]
+    weights = [0.0] * (len(prompt) - 1) + learned
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1]),
         loss_fn_inputs={
@@ -112,23 +143,56 @@ def policy_datum(
     prompt: Sequence[int],
     completion: Sequence[int],
     logprobs: Sequence[float],
-    advantage: float,
+    advantage: float | Sequence[float],
 ) -> tinker.Datum:
     """One sampled completion for a policy-gradient loss.
 
     Args:
         logprobs: what the sampler gave each completion token, in nats.
-        advantage: the same on every completion token; the prompt gets 0 of both.
+        advantage: one for all completion tokens, or one of each; the prompt gets 0 of both.
     """
     tokens, before = [*prompt, *completion], len(prompt) - 1
+    each = [advantage] * len(completion) if isinstance(advantage, int | float) else advantage
     q = torch.tensor([0.0] * before + list(logprobs))
-    advantages = torch.tensor([0.0] * before + [advantage] * len(completion))
+    advantages = torch.tensor([0.0] * before + list(each))
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1]),
         loss_fn_inputs={
             "target_tokens": TensorData.from_torch(torch.tensor(tokens[1:])),
             "logprobs": TensorData.from_torch(q),
             "advantages": TensorData.from_torch(advantages),
+        },
+    )
+
+
+def with_sequence_mask(datum: tinker.Datum) -> tinker.Datum:
+    """The datum for the loss `gspo`, which wants to know the tokens whose mean ratio is clipped:
+    those with an advantage."""
+    mask = (datum.loss_fn_inputs["advantages"].to_torch() != 0).float()
+    inputs = {**datum.loss_fn_inputs, "sequence_ratio_mask": TensorData.from_torch(mask)}
+    return replace(datum, loss_fn_inputs=inputs)
+
+
+def soft_datum(
+    prompt: Sequence[int], completion: Sequence[int], tokens_T_K: Tensor, weights_T_K: Tensor
+) -> tinker.Datum:
+    """K targets at each of the T places of a completion: soft targets of cross-entropy.
+
+    Row t stands where the model predicts completion token t; the target need not be that token.
+    Weights may be of any sign. The prompt gets weight 0. Raises ValueError unless both are (T, K).
+    """
+    T, K = tokens_T_K.shape
+    if len(completion) != T or weights_T_K.shape != (T, K):
+        raise ValueError(
+            f"targets {tuple(tokens_T_K.shape)} and weights {tuple(weights_T_K.shape)} for a "
+            f"completion of {len(completion)} tokens"
+        )
+    nothing = torch.zeros(len(prompt) - 1, K)
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints([*prompt, *completion[:-1]]),
+        loss_fn_inputs={
+            "target_tokens": TensorData.from_torch(torch.cat([nothing.long(), tokens_T_K.long()])),
+            "weights": TensorData.from_torch(torch.cat([nothing, weights_T_K.float()])),
         },
     )
 
@@ -149,21 +213,3 @@ def batch_indices(n: int, size: int, seed: int, step: int) -> list[int]:
         picked += order[offset : offset + size - len(picked)]
         epoch, offset = epoch + 1, 0
     return picked
-
-
-def _chat_text(tokenizer: Tokenizer, question: str, answer: str | None = None) -> str:
-    messages = [{"role": "user", "content": question}]
-    if answer is not None:
-        messages.append({"role": "assistant", "content": answer})
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=answer is None
-    )
-    assert isinstance(text, str)
-    return text
-
-
-def _tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokenise once and for all: the template has written the special tokens, so none is added."""
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert isinstance(tokens, list)
-    return tokens

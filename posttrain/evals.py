@@ -1,14 +1,14 @@
 """The one evaluation: every before and every after goes through `evaluate`.
 
 Shapes: n problems, k samples each. A request is a group of k samples. Many requests are in flight
-at a time, so that a server can batch them; how many does not change a score.
+at a time, so that a server can batch them; how many does not change a score. A problem is put to
+the policy by a play, in one turn or in several (`posttrain/rollouts.py`).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,15 @@ import tinker
 from numpy.typing import NDArray
 
 from posttrain.datums import chat_prompt
-from posttrain.stats import Estimate, bootstrap_mean, pass_at_k
+from posttrain.requests import item_seed, results
+from posttrain.rollouts import Play, Prompt, Rollout, Stop, answer
+from posttrain.stats import Estimate, bootstrap_mean, fields_to_json, pass_at_k
 from posttrain.tasks.problem import Problem
 
-Prompt = Callable[[Any, str], list[int]]  # (tokenizer, question) -> tokens of the prompt
-Stop = str | Sequence[str] | Sequence[int] | None
+__all__ = [
+    "Comparison", "Prompt", "Score", "Stop", "evaluate", "item_seed", "longest", "results",
+    "side_by_side",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +47,7 @@ class Score:
     truncated: int  # of the n*k samples, those cut off at max_tokens
     mean_tokens: float  # tokens per sample, stop token included
     sampled_tokens: int  # all tokens generated, greedy answers included: for the ledger
+    counts: dict[str, float]  # means over samples of what the other side of a play counted
     correct_counts: NDArray[np.int64]  # (n,) correct samples, 0..k
     greedy_correct: NDArray[np.bool_]  # (n,)
 
@@ -54,13 +59,7 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """Every field under its name; estimates as their dictionaries, arrays as lists."""
-        stored: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Estimate):
-                value = value.to_json()
-            stored[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
-        return stored
+        return fields_to_json(self)
 
 
 def evaluate(
@@ -69,6 +68,7 @@ def evaluate(
     k: int = 16,
     seed: int = 0,
     *,
+    play: Play = answer,
     prompt: Prompt = chat_prompt,
     stop: Stop = None,
     max_tokens: int = 256,
@@ -77,43 +77,20 @@ def evaluate(
     """Score `sampler` on `problems`: k samples at `temperature` and one greedy answer each.
 
     Problem i is sampled with a seed made of (`seed`, i), so two policies given the same
-    arguments meet the same problems with the same seeds. `max_tokens` counts new tokens.
+    arguments meet the same problems with the same seeds. `max_tokens` counts what follows the
+    prompt. `play` is how a problem is put to the policy: in one turn, or in several with a tool.
     `stop` None means that the model's own end token ends an answer. An answer that cannot be
     read scores 0 and is counted in `unparsed`. Raises ValueError when there is no problem.
     """
     if not problems or k < 1:
         raise ValueError(f"nothing to evaluate: {len(problems)} problems, k={k}; both need >= 1")
-    tokenizer = sampler.get_tokenizer()
-
-    def asks(i: int, problem: Problem) -> Iterator[Callable[[], Any]]:
-        tokens = tinker.ModelInput.from_ints(prompt(tokenizer, problem.question))
-        sampled = tinker.SamplingParams(
-            max_tokens=max_tokens, temperature=temperature, stop=stop, seed=item_seed(seed, i)
-        )
-        yield partial(sampler.sample, tokens, num_samples=k, sampling_params=sampled)
-        greedy = _greedy(stop, max_tokens)
-        yield partial(sampler.sample, tokens, num_samples=1, sampling_params=greedy)
-
-    responses = results(ask for i, problem in enumerate(problems) for ask in asks(i, problem))
-    answers_nk, answers_n = [], []
-    for problem in problems:
-        answers_nk.append(_read(tokenizer, problem, next(responses), k))
-        answers_n += _read(tokenizer, problem, next(responses), 1)
+    ask = partial(play, sampler, problems, max_tokens=max_tokens, prompt=prompt, stop=stop)
+    rollouts_nk = ask(k, seed=seed, temperature=temperature)
+    rollouts_n = [group[0] for group in ask(1, seed=seed, temperature=0.0)]
+    eos = sampler.get_tokenizer().eos_token_id
+    answers_nk = [[_read(eos, p, r) for r in g] for p, g in zip(problems, rollouts_nk, strict=True)]
+    answers_n = [_read(eos, p, r) for p, r in zip(problems, rollouts_n, strict=True)]
     return _score(answers_nk, answers_n, temperature)
-
-
-def results(asks: Iterable[Callable[[], Any]], ahead: int = 128) -> Iterator[Any]:
-    """The results of the futures that `asks` return, in order, with `ahead` of them in flight.
-
-    More would only wait in the server's queue, each polled for by the client meanwhile.
-    """
-    waiting: deque[Any] = deque()
-    for ask in asks:
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-        waiting.append(ask())
-    while waiting:
-        yield waiting.popleft().result()
 
 
 @dataclass(frozen=True)
@@ -127,8 +104,8 @@ class Comparison:
 
     def __str__(self) -> str:
         lines = [f"Q: {self.question}"]
-        for stage, answer in self.answers.items():
-            lines.append(f"{'✓' if self.correct[stage] else '✗'} {stage}: {answer.strip()}")
+        for stage, said in self.answers.items():
+            lines.append(f"{'✓' if self.correct[stage] else '✗'} {stage}: {said.strip()}")
         return "\n".join(lines)
 
 
@@ -136,6 +113,7 @@ def side_by_side(
     samplers: Mapping[str, tinker.SamplingClient],
     problems: Sequence[Problem],
     *,
+    play: Play = answer,
     prompt: Prompt = chat_prompt,
     stop: Stop = None,
     max_tokens: int = 256,
@@ -146,25 +124,24 @@ def side_by_side(
     """
     if not problems or not samplers:
         raise ValueError(f"nothing to compare: {len(problems)} problems, {len(samplers)} stages")
-    futures = {
+    read = {
         stage: [
-            sampler.sample(
-                tinker.ModelInput.from_ints(prompt(sampler.get_tokenizer(), problem.question)),
-                num_samples=1,
-                sampling_params=_greedy(stop, max_tokens),
+            _read(sampler.get_tokenizer().eos_token_id, problem, group[0])
+            for problem, group in zip(
+                problems,
+                play(
+                    sampler, problems, 1,
+                    max_tokens=max_tokens, seed=0, temperature=0.0, prompt=prompt, stop=stop,
+                ),
+                strict=True,
             )
-            for problem in problems
         ]
         for stage, sampler in samplers.items()
-    }
+    }  # fmt: skip
     rows = []
     for i, problem in enumerate(problems):
-        read = {
-            stage: _read(samplers[stage].get_tokenizer(), problem, future[i].result(), 1)[0]
-            for stage, future in futures.items()
-        }
-        answers = {stage: answer.text for stage, answer in read.items()}
-        correct = {stage: answer.correct for stage, answer in read.items()}
+        answers = {stage: found[i].text for stage, found in read.items()}
+        correct = {stage: found[i].correct for stage, found in read.items()}
         rows.append(Comparison(problem.question, problem.solution, answers, correct))
     return rows
 
@@ -174,53 +151,36 @@ def longest(problems: Sequence[Problem], n: int) -> list[Problem]:
     return sorted(problems, key=lambda p: -len(p.solution))[:n]
 
 
-def item_seed(seed: int, i: int) -> int:
-    """The sampling seed of item `i` under run seed `seed`: 31 bits, unrelated between items."""
-    return int(np.random.SeedSequence([seed, i]).generate_state(1)[0] >> 1)
-
-
 @dataclass(frozen=True)
 class _Answer:
-    text: str
+    text: str  # of all turns
     correct: bool
     parsed: bool
     truncated: bool
     closed: bool  # the last token is the chat format's end token
-    tokens: int
+    tokens: int  # that the policy wrote
+    counts: Mapping[str, float]
 
 
-def _greedy(stop: Stop, max_tokens: int) -> tinker.SamplingParams:
-    return tinker.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=stop)
-
-
-def _read(
-    tokenizer: Any, problem: Problem, response: tinker.SampleResponse, count: int
-) -> list[_Answer]:
-    if len(response.sequences) != count:
-        raise ValueError(f"asked for {count} samples, got {len(response.sequences)}")
-    answers = []
-    for sequence in response.sequences:
-        text = tokenizer.decode(sequence.tokens, skip_special_tokens=True)
-        grade = problem.grade(text)
-        answers.append(
-            _Answer(
-                text=text,
-                correct=grade.correct and grade.parsed,
-                parsed=grade.parsed,
-                truncated=sequence.stop_reason == "length",
-                closed=sequence.tokens[-1:] == [tokenizer.eos_token_id],
-                tokens=len(sequence.tokens),
-            )
-        )
-    return answers
+def _read(eos: int | None, problem: Problem, rollout: Rollout) -> _Answer:
+    grade = problem.grade(rollout.text)
+    return _Answer(
+        text="".join(rollout.turns),
+        correct=grade.correct and grade.parsed,
+        parsed=grade.parsed,
+        truncated=not rollout.finished,
+        closed=rollout.tokens[-1:] == [eos],
+        tokens=rollout.length,
+        counts=rollout.counts,
+    )
 
 
 def _score(answers_nk: list[list[_Answer]], answers_n: list[_Answer], temperature: float) -> Score:
     n, k = len(answers_nk), len(answers_nk[0])
-    samples = [answer for row in answers_nk for answer in row]
-    counts = np.array([sum(answer.correct for answer in row) for row in answers_nk])
-    greedy = np.array([answer.correct for answer in answers_n])
-    tokens = sum(answer.tokens for answer in samples)
+    samples = [a for row in answers_nk for a in row]
+    counts = np.array([sum(a.correct for a in row) for row in answers_nk])
+    greedy = np.array([a.correct for a in answers_n])
+    tokens = sum(a.tokens for a in samples)
     return Score(
         n=n,
         k=k,
@@ -232,7 +192,8 @@ def _score(answers_nk: list[list[_Answer]], answers_n: list[_Answer], temperatur
         unparsed=sum(not a.parsed for a in samples),
         truncated=sum(a.truncated for a in samples),
         mean_tokens=tokens / (n * k),
-        sampled_tokens=tokens + sum(answer.tokens for answer in answers_n),
+        sampled_tokens=tokens + sum(a.tokens for a in answers_n),
+        counts={name: sum(a.counts[name] for a in samples) / (n * k) for name in samples[0].counts},
         correct_counts=counts,
         greedy_correct=greedy,
     )

@@ -1,4 +1,4 @@
-"""Figures of the lab: curves over seeds, before and after, and the mask of a loss.
+"""Figures of the lab: curves over seeds, before and after, estimates, and the mask of a loss.
 
 Each function returns its figure, and saves it when given a `path`. A returned figure is closed
 for pyplot, so a notebook shows it once, as the value of the cell. No backend is chosen here:
@@ -23,6 +23,7 @@ from posttrain.stats import Estimate, mean_over_seeds
 # Okabe and Ito's colours, told apart with any colour vision, the faint yellow left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")  # arms differ in print without colour too
+BEFORE = "#8A8A8A"
 INK = "#222222"
 WIDTH = 7.2  # inches; at 150 dots per inch about the width of a README
 STYLE: dict[Any, Any] = {
@@ -102,10 +103,12 @@ def before_after(
     width = 0.8 / len(stages)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(WIDTH, 3.8), layout="constrained")
+        # The one before is grey, so that arms have the colours that they have in `curves`.
+        colors = [BEFORE, *COLORS]
         for number, (name, score) in enumerate(stages.items()):
             estimates = [score.pass_at_1, score.pass_at_k, score.greedy]
             left = np.arange(3) + width * (number - (len(stages) - 1) / 2)
-            _bars(axes, left, estimates, width, name, COLORS[number % len(COLORS)])
+            _bars(axes, left, estimates, width, name, colors[number % len(colors)])
         axes.set_xticks(range(3), ["pass@1", f"pass@{k}", "greedy"])
         axes.set(ylim=(0, 1.12), ylabel="share of problems", title=title)
         axes.set_yticks(np.linspace(0, 1, 6))
@@ -113,6 +116,38 @@ def before_after(
         axes.grid(visible=False, axis="x")
         axes.set_xlabel(f"{n} problems, thin lines are 95 % intervals", fontsize=9)
         figure.legend(loc="outside lower center", ncols=min(4, len(stages)), frameon=False)
+    return _finished(figure, path)
+
+
+def estimates(
+    values: Mapping[str, Estimate],
+    *,
+    title: str = "",
+    xlabel: str = "",
+    baseline: float | None = None,
+    path: Path | str | None = None,
+) -> Figure:
+    """One row per name: its value as a dot, its 95 % interval as a line, the number beside it.
+
+    The first, usually the one before, is grey. `baseline` is a vertical line, such as 0.5 for a win
+    rate. All in the unit of the values. Raises ValueError when empty.
+    """
+    _some(values, "estimates")
+    with plt.rc_context(STYLE):
+        height = 1.0 + 0.42 * len(values)  # inches
+        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
+        if baseline is not None:
+            axes.axvline(baseline, color="#888888", lw=1, ls="--")
+        for row, estimate in enumerate(values.values()):
+            color = [BEFORE, *COLORS][row % (1 + len(COLORS))]  # as in `before_after`
+            axes.plot([estimate.low, estimate.high], [row, row], color=color, lw=2)
+            axes.plot(estimate.value, row, "o", color=color, ms=7)
+            axes.annotate(f"{estimate.value:.2f}", (estimate.value, row), xytext=(0, 7),
+                          textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
+        axes.set_yticks(range(len(values)), list(values))
+        axes.set(xlabel=xlabel, title=title, ylim=(len(values) - 0.5, -0.7))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
     return _finished(figure, path)
 
 

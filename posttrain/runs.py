@@ -168,6 +168,7 @@ def write_results(
     arms: Mapping[str, Mapping[str, Any]],
     claims: Sequence[Mapping[str, Any]],
     ledger: Ledger,
+    headline: Mapping[str, str] | None = None,
     code: str | None = None,
     filename: str = "results.json",
 ) -> Path:
@@ -177,13 +178,14 @@ def write_results(
                     "summary": {metric: {"value": , "low": , "high": }}}}
     claims  [{"claim": text, "metric": , "arm": , "baseline": , "difference": number,
               "ci95": [low, high], "n_seeds": }]
+    headline {"start": arm, "method": arm, "control": arm, "metric": }: the row of the status table
     code    fingerprint of the code that ran; a woven notebook finds its own in the environment
 
     Stored with them: `commit`, `dirty`, `time` (UTC), `python`, `torch`, `tinker`. Numbers that
     are not finite are stored as null. Several experiments in one folder need a `filename` each,
     ending in "results.json". Raises ValueError for a claim or arm that lacks a part.
     """
-    _check_results(arms, claims)
+    _check_results(arms, claims, headline)
     if not filename.endswith("results.json"):
         raise ValueError(f"{filename!r}: the name of a results file ends in 'results.json'")
     results = {
@@ -195,6 +197,7 @@ def write_results(
         "config": dict(config),
         "arms": arms,
         "claims": list(claims),
+        "headline": dict(headline) if headline else None,
         "ledger": ledger.to_json(),
         "code": code or os.environ.get("POSTTRAIN_CODE", "unknown"),
         "commit": git_commit(),
@@ -274,7 +277,9 @@ def _same_config(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -
 
 
 def _check_results(
-    arms: Mapping[str, Mapping[str, Any]], claims: Sequence[Mapping[str, Any]]
+    arms: Mapping[str, Mapping[str, Any]],
+    claims: Sequence[Mapping[str, Any]],
+    headline: Mapping[str, str] | None,
 ) -> None:
     for name, arm in arms.items():
         if not {"runs", "summary"} <= set(arm):
@@ -287,6 +292,10 @@ def _check_results(
             if claim[role] not in arms:
                 known = ", ".join(arms)
                 raise ValueError(f"claim's {role} {claim[role]!r} is not an arm; known: {known}")
+    for role, name in (headline or {}).items():
+        if role != "metric" and name not in arms:
+            known = ", ".join(arms)
+            raise ValueError(f"headline's {role} {name!r} is not an arm; known: {known}")
 
 
 def _git(*arguments: str) -> str | None:

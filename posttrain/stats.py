@@ -7,8 +7,9 @@ deterministic in `seed`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import comb
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +37,17 @@ class Estimate:
     def from_json(cls, stored: Mapping[str, float]) -> Estimate:
         """The inverse of `to_json`. Raises KeyError when a key is missing."""
         return cls(stored["value"], stored["low"], stored["high"])
+
+
+def fields_to_json(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name; estimates as their dictionaries, arrays as lists."""
+    stored: dict[str, Any] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Estimate):
+            value = value.to_json()
+        stored[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
+    return stored
 
 
 def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Array:

@@ -7,20 +7,22 @@ Shapes: I items, G answers of each policy to each item.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tinker
 from numpy.typing import NDArray
 
-from posttrain.datums import chat_prompt
-from posttrain.rollouts import Rollout, kl_from, sample_groups
-from posttrain.stats import Estimate, bootstrap_mean
+from posttrain.rollouts import Rollout, kl_from, sample_answers
+from posttrain.stats import Estimate, bootstrap_mean, fields_to_json
 from posttrain.tasks.problem import Item
 
 # (item, a, b) to the probability that a is preferred to b, or 1, 0.5, 0: win, tie, loss.
 Judge = Callable[[Any, str, str], float]
+
+ASKED_AT_ONCE = 32  # pairs; a judge that is a model answers over a network
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +52,7 @@ class WinRate:
 
     def to_json(self) -> dict[str, Any]:
         """Every field under its name; estimates as their dictionaries, arrays as lists."""
-        stored: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Estimate):
-                value = value.to_json()
-            stored[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
-        return stored
+        return fields_to_json(self)
 
 
 def win_rate(
@@ -88,24 +84,46 @@ def win_rate(
         raise ValueError(
             f"nothing to compare: {len(items)} items, answers={answers}; both need >= 1"
         )
-    tokenizer = policy.get_tokenizer()
-    prompts = [chat_prompt(tokenizer, item.question) for item in items]
     ours, theirs = (
-        sample_groups(sampler, tokenizer, prompts, answers, max_tokens=max_tokens, seed=seed)
+        sample_answers(sampler, items, answers, max_tokens=max_tokens, seed=seed)
         for sampler in (policy, reference)
     )
-    shown = [
-        [_both_orders(judge, item, a.text, b.text) for a, b in zip(mine, other, strict=True)]
+    return compare_answers(reference, items, ours, theirs, judge, seed=seed, near=near)
+
+
+def compare_answers(
+    reference: tinker.SamplingClient,
+    items: Sequence[Item],
+    ours: Sequence[Sequence[Rollout]],
+    theirs: Sequence[Sequence[Rollout]],
+    judge: Judge,
+    *,
+    seed: int = 0,
+    near: float = 0.1,
+) -> WinRate:
+    """`win_rate` on answers that have been sampled: `ours` by the policy, `theirs` by `reference`.
+
+    Args:
+        seed: of the bootstraps.
+
+    Raises:
+        ValueError: a verdict is not within 0 and 1.
+    """
+    pairs = [
+        (item, a.text, b.text)
         for item, mine, other in zip(items, ours, theirs, strict=True)
+        for a, b in zip(mine, other, strict=True)
     ]
-    verdicts_I_G_2 = np.array(shown, dtype=np.float64)
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        shown = list(pool.map(lambda pair: _both_orders(judge, *pair), pairs))
+    verdicts_I_G_2 = np.array(shown, dtype=np.float64).reshape(len(items), -1, 2)
     wins_I_G = (verdicts_I_G_2[..., 0] + 1 - verdicts_I_G_2[..., 1]) / 2
     ours_I_G, theirs_I_G = _lengths(ours), _lengths(theirs)
     near_I_G = np.abs(ours_I_G - theirs_I_G) <= near * np.maximum(ours_I_G, theirs_I_G)
     rollouts = [rollout for group in ours for rollout in group]
     return WinRate(
         n=len(items),
-        answers=answers,
+        answers=wins_I_G.shape[1],
         win_rate=bootstrap_mean(wins_I_G, seed),
         near_win_rate=_mean_where(wins_I_G, near_I_G, seed),
         near_pairs=int(near_I_G.sum()),

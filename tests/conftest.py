@@ -78,10 +78,10 @@ def start_engine(model: Path, state: Path, *more: str) -> tuple[subprocess.Popen
         env={**os.environ, "POSTTRAIN_ENGINE_KEY": KEY},
         stdout=subprocess.DEVNULL,
     )
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not ready.exists():
         assert process.poll() is None, "the engine ended while starting"
-        assert time.monotonic() < end, "the engine did not start within a minute"
+        assert time.monotonic() < end, "the engine did not start within three minutes"
         time.sleep(0.05)
     return process, ready.read_text()
 

@@ -5,18 +5,24 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SUBCOMMANDS = ("lab", "run", "tasks", "models", "serve", "export")
+SUBCOMMANDS = ("lab", "run", "chat", "tasks", "models", "serve", "export")
+
+
+def command_line(*words: str, **env: str) -> dict[str, Any]:
+    """Arguments of `subprocess.run` for the command line."""
+    return {
+        "args": [sys.executable, "-c", "from posttrain.cli import main; main()", *words],
+        "capture_output": True, "text": True, "timeout": 120,
+        "env": {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **env},
+    }  # fmt: skip
 
 
 def posttrain(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from posttrain.cli import main; main()", *words],
-        capture_output=True, text=True, timeout=120,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **env},
-    )  # fmt: skip
+    return subprocess.run(**command_line(*words, **env))
 
 
 def test_help_names_every_command_and_the_three_backends() -> None:
@@ -33,11 +39,16 @@ def test_models_lists_the_shipped_one() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run", "dpo2"], "unknown method 'dpo2'; the known ones are sft, rlvr"),
+        (["run", "dpo2"], "unknown method 'dpo2'; the known ones are sft, rlvr, dpo"),
         (["run", "sft", "--scale", "huge"], "the known ones are smoke, laptop, full"),
-        (["run", "sft", "--task", "poems"], "unknown task 'poems'; the known ones are math, gsm8k"),
+        (
+            ["run", "sft", "--task", "poems"],
+            "unknown task 'poems'; the known ones are math, gsm8k, stor",
+        ),
         (["lab", "--scale", "huge"], "the known ones are smoke, laptop, full"),
         (["run", "sft", "--seeds", "0"], "at least one seed"),
+        (["chat", "docs"], "docs is neither a model nor the folder of a run"),
+        (["chat", "posttrain/base", "--max-tokens", "0"], "--max-tokens is at least 1, not 0"),
         (["tasks", "chess"], "unknown task 'chess'; the known ones are math, stories, rubrics,"),
         (["serve", "--model", "just-a-name"], "no directory just-a-name, and it is not a hub id"),
         (["serve", "--model", "x=/nowhere"], "no directory /nowhere, and it is not a hub id"),

@@ -14,6 +14,7 @@ from posttrain.datums import (
     plain_prompt,
     policy_datum,
     same_tokenizer,
+    soft_datum,
     supervised_datum,
     token_mean,
 )
@@ -45,6 +46,19 @@ def test_policy_datum_by_hand() -> None:
     assert arrays(datum, "target_tokens") == [8, 9, 4, 5]
     assert arrays(datum, "logprobs") == [0.0, 0.0, -0.5, -2.0]
     assert arrays(datum, "advantages") == [0.0, 0.0, 0.25, 0.25]
+    each = policy_datum([7, 8, 9], [4, 5], [-0.5, -2.0], [0.25, -1.0])
+    assert arrays(each, "advantages") == [0.0, 0.0, 0.25, -1.0]
+
+
+def test_soft_datum_by_hand() -> None:
+    """Row t of the targets stands at the input before completion token t."""
+    targets, weights = torch.tensor([[4, 6], [1, 5]]), torch.tensor([[0.75, 0.25], [1.0, -0.5]])
+    datum = soft_datum([7, 8, 9], [4, 5], targets, weights)
+    assert datum.model_input.to_ints() == [7, 8, 9, 4]
+    assert arrays(datum, "target_tokens") == [[0, 0], [0, 0], [4, 6], [1, 5]]
+    assert arrays(datum, "weights") == [[0, 0], [0, 0], [0.75, 0.25], [1.0, -0.5]]
+    with pytest.raises(ValueError, match=r"targets \(2, 2\) .* for a completion of 3 tokens"):
+        soft_datum([7], [4, 5, 6], targets, weights)
 
 
 @given(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=6))

@@ -12,7 +12,13 @@ from posttrain.lab.arms import EXPERIMENTS
 from posttrain.lab.compare import compare
 from posttrain.lab.worlds import bare, worked, world_of
 from posttrain.scale import Scale
+from posttrain.tasks.gold import gold
+from posttrain.tasks.human import probability
+from tests.test_demonstrations import ROBOTS
 from tests.test_gsm8k import ROWS
+from tests.test_preferences import ULTRA, said
+
+WORDS = ("red", "green", "two", "three", "a fox", "a bear", "north", "south")
 
 
 def test_the_main_job_runs_resumes_and_shows_its_work(
@@ -38,12 +44,12 @@ def test_the_main_job_runs_resumes_and_shows_its_work(
         job.post_train(Scale.SMOKE, seed=1, out=tmp_path)
 
 
-@pytest.mark.parametrize("method", ["sft", "rlvr"])
+@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo"])
 def test_a_comparison_writes_paired_results(
     base_service: tinker.ServiceClient, tmp_path: Path, method: str
 ) -> None:
     experiment = EXPERIMENTS[method]
-    worlds = partial(world_of, Scale.SMOKE, None)
+    worlds = partial(experiment.world, Scale.SMOKE, None)
     curves = compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["arms"]) == set(experiment.arms) == set(curves)
@@ -57,8 +63,9 @@ def test_a_comparison_writes_paired_results(
     assert results["ledger"]["flops"] > 0
 
 
-def test_worlds_keep_their_splits_apart_and_share_their_held_out_items() -> None:
-    one, two = world_of(Scale.LAPTOP, seed=0), world_of(Scale.LAPTOP, seed=1)
+@pytest.mark.parametrize("task", ["math", "stories"])
+def test_worlds_keep_their_splits_apart_and_share_their_held_out_items(task: str) -> None:
+    one, two = (world_of(Scale.LAPTOP, task, seed) for seed in (0, 1))
     assert [p.key for p in one.test] == [p.key for p in two.test]
     assert {p.key for p in one.train} != {p.key for p in two.train}
     shown = {d.question for d in one.demonstrations} | {p.question for p in one.train}
@@ -97,3 +104,64 @@ def test_the_lessons_loop_runs_on_gsm8k_rows(
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["config"]["task"] == "gsm8k"
     assert "ood/pass@1" not in results["arms"]["answer only"]["runs"][0]["metrics"]
+
+
+def test_people_compare_the_two_stories_of_each_request_and_err_as_they_do() -> None:
+    """Labels of the world, recounted: gold decides most, and one in seven or so goes against it."""
+    world = world_of(Scale.LAPTOP, "stories")
+    requests = {request.question: request for request in world.train}
+    assert len(world.preferences) > 0.98 * len(world.train)  # two people may tell the same story
+    right = [
+        gold(requests[p.question], p.chosen) > gold(requests[p.question], p.rejected)
+        for p in world.preferences
+    ]
+    expected = [
+        probability(
+            requests[p.question], *((p.chosen, p.rejected) if better else (p.rejected, p.chosen))
+        )
+        for p, better in zip(world.preferences, right, strict=True)
+    ]
+    error = (sum(e * (1 - e) for e in expected)) ** 0.5 / len(expected)
+    assert sum(right) / len(right) == pytest.approx(sum(expected) / len(expected), abs=3 * error)
+    assert 0.75 < sum(right) / len(right) < 0.95
+
+
+def test_a_task_without_right_answers_is_refused_where_they_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="methods/sft counts right answers; the task 'stories'"):
+        EXPERIMENTS["sft"].world(Scale.SMOKE, "stories", 0)
+    with pytest.raises(ValueError, match="the main job counts right answers; the task 'stories'"):
+        job.post_train(Scale.SMOKE, task="stories", out=tmp_path)
+
+
+def test_dpo_runs_on_rows_of_ultrafeedback(
+    base_service: tinker.ServiceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole full-scale path: a start on No Robots, published pairs, and pairs of the start's
+    own answers that a judge model labels, who then says how often each arm wins."""
+    rows = [said(f"Name {word}.", f"{word}.") for word in WORDS]
+    robots = [ROBOTS | {"prompt": row[0]["content"], "messages": row} for row in rows]
+    pairs = [
+        ULTRA | {"prompt": row[0]["content"], "chosen": row,
+                 "rejected": [row[0], {"role": "assistant", "content": "No."}]}
+        for row in rows
+    ]  # fmt: skip
+    for name, data in (("NO_ROBOTS", robots), ("ULTRAFEEDBACK", pairs)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in data))
+        monkeypatch.setenv(f"POSTTRAIN_{name}", str(path))
+    experiment = EXPERIMENTS["dpo"]
+    worlds = partial(experiment.world, Scale.SMOKE, "ultrafeedback")
+    compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["config"]["task"] == "ultrafeedback"
+    assert {claim["metric"] for claim in results["claims"]} == {"test/win_rate"}
+    for arm in results["arms"].values():
+        assert "test/gold" not in arm["runs"][0]["metrics"]
+        assert 0 <= arm["runs"][0]["metrics"]["test/win_rate"] <= 1
+    start = results["arms"]["SFT start"]["runs"][0]["metrics"]
+    assert start["test/win_rate"] == 0.5  # against itself, with the same seeds
+    assert start["test/kl"] == pytest.approx(0, abs=1e-2)
+    stored = json.loads((tmp_path / "seed-0-pairs.json").read_text())
+    questions = {row[0]["content"] for row in rows}
+    assert stored["preferences"]
+    assert {shown["question"] for shown in stored["preferences"]} <= questions

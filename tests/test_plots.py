@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from nbclient import NotebookClient
 
-from posttrain.plots import COLORS, before_after, curves, token_mask
+from posttrain.plots import BEFORE, COLORS, before_after, curves, estimates, token_mask
 from posttrain.stats import Estimate, mean_over_seeds
 
 
@@ -66,7 +66,7 @@ def test_bars_have_the_heights_and_intervals_of_the_scores() -> None:
     axes = figure.axes[0]
     bars = [p for p in axes.patches if isinstance(p, Rectangle)]
     assert [bar.get_height() for bar in bars] == [0.3, 0.9, 0.5, 0.7, 0.9, 0.5]
-    assert [to_hex(bar.get_facecolor()).upper() for bar in bars[::3]] == list(COLORS[:2])
+    assert [to_hex(bar.get_facecolor()).upper() for bar in bars[::3]] == [BEFORE, COLORS[0]]
     segments = [s for c in axes.collections for s in c.get_segments()]  # type: ignore[attr-defined]
     np.testing.assert_allclose(segments[0][:, 1], [0.2, 0.35])
     np.testing.assert_allclose(segments[3][:, 1], [0.6, 0.75])
@@ -138,3 +138,21 @@ def test_bounds_that_rounding_put_on_the_wrong_side_are_drawn_as_no_error() -> N
     axes = before_after({"base": exact}).axes[0]
     segments = [s for c in axes.collections for s in c.get_segments()]  # type: ignore[attr-defined]
     assert segments[2][:, 1].tolist() == [0.7, 0.7]
+
+
+def test_estimates_are_drawn_where_they_are() -> None:
+    values = {"start": Estimate(6.0, 5.5, 6.4), "DPO": Estimate(8.0, 7.0, 9.0)}
+    axes = estimates(values, title="Gold", xlabel="points", baseline=5.0).axes[0]
+    baseline, *drawn = axes.lines
+    assert data(baseline)[0] == [5.0, 5.0]
+    for row, (estimate, color) in enumerate(zip(values.values(), [BEFORE, COLORS[0]], strict=True)):
+        interval, dot = drawn[2 * row : 2 * row + 2]
+        assert data(interval) == [[estimate.low, estimate.high], [row, row]]
+        assert data(dot) == [[estimate.value], [row]]
+        assert interval.get_color() == dot.get_color() == color
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["start", "DPO"]
+    assert [text.get_text() for text in axes.texts] == ["6.00", "8.00"]
+    bottom, top = axes.get_ylim()
+    assert top < 0 < 1 < bottom  # the first row is the highest
+    with pytest.raises(ValueError, match="no estimates"):
+        estimates({})

@@ -134,3 +134,14 @@ def test_bad_requests_are_refused(tmp_path: Path, task: Any) -> None:
         task.load("train", path=write(tmp_path / "empty.jsonl"))
     with pytest.raises(ValueError, match="unknown subset 'helpful'; known: harmless-base"):
         hh_rlhf.load("train", subset="helpful")
+
+
+def test_prompts_are_items_each_once(tmp_path: Path) -> None:
+    other = ULTRA | {"chosen": said("Why?", "A"), "rejected": said("Why?", "B")}
+    again = ULTRA | {"chosen": said("Name a prime.", "Two.")}
+    path = write(tmp_path / "u.jsonl", ULTRA, other, again)
+    found = ultrafeedback.prompts(ultrafeedback.load("train", path=path))
+    assert [item.question for item in found] == ["Name a prime.", "Why?"]
+    assert {item.solution for item in found} <= {"Seven.", "Two.", "A"}
+    assert len({item.key for item in found}) == 2
+    assert found[0].key == ultrafeedback.Prompt("Name a prime.", "other").key

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -9,9 +10,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from posttrain.tasks import math
+from posttrain.engine.model import Decoder
+from posttrain.tasks import math, rubrics, stories
+from posttrain.tasks.games import game_of, read_move
+from posttrain.tasks.gold import gold
 from tools.corpus import LENGTHS, SEPARATOR, Mixture, documents
-from tools.pretrain import Phase, Recipe, batches, export, pretrain, train_tokenizer
+from tools.pretrain import (
+    batches,
+    export,
+    first_weights,
+    pretrain,
+    tokenizer_of,
+    train_tokenizer,
+)
+from tools.recipe import Phase, Recipe
+
+ROOT = Path(__file__).parents[1]
+BASE_CORPUS = ("756fc5ebf3ba204c", "3de2d22ec929efaa", "697ceb96e665537c")  # of each phase
 
 TOY = Recipe(
     name="toy", hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=1, head_dim=16,
@@ -106,3 +121,85 @@ def test_every_digit_is_a_token_of_its_own() -> None:
     assert tokenizer.tokenize("12+345=357") == list("12+345=357")
     text = "Question: Tom has 12 apples.\nAnswer: é ✓"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_corpus_of_the_shipped_base_is_the_one_it_was_pretrained_on() -> None:
+    """Document by document, in every phase: what makes the base reproducible."""
+    phases = Recipe.load(ROOT / "models/base/recipe.json").phases
+    for phase, expected in zip(phases, BASE_CORPUS, strict=True):
+        texts = islice(documents(1, phase.mixture), 600)
+        assert sha256("".join(f"{text}\0" for text in texts).encode()).hexdigest()[:16] == expected
+
+
+def test_skilled_authors_make_no_mistakes() -> None:
+    def texts(task: str, skilled: float) -> list[str]:
+        mixture = Mixture({task: 1.0}, thought=1.0, several=0.0, skilled=skilled)
+        found = islice(documents(5, mixture), 300)
+        return [text for text in found if "In base 8" not in text]  # `faulty` reads base 10
+
+    def share(found: list[bool]) -> float:
+        return sum(found) / len(found)
+
+    usual, half, all_ = (share([faulty(t) for t in texts("math", s)]) for s in (0.0, 0.5, 1.0))
+    assert all_ == 0
+    assert half == pytest.approx(usual / 2, abs=0.08)
+    named = {r.question: r for r in islice(stories.stream("train", seed=5), 400)}
+    for text in texts("stories", 1.0):
+        question, answer = text.removeprefix("Question: ").split("\nAnswer: ")
+        assert gold(named[question], answer) > 8  # a flawless story has about 10
+    for text in texts("games", 1.0):
+        for one in text.split(SEPARATOR):
+            question, answer = one.removeprefix("Question: ").split("\nAnswer: ")
+            assert read_move(answer) in game_of(question).best(question)
+    assert not any("error" in text for text in texts("tools", 1.0))
+    assert any("error" in text for text in texts("tools", 0.0))
+
+
+def test_judgements_are_the_exact_ones() -> None:
+    texts = list(islice(documents(6, Mixture({"judgements": 1.0})), 200))
+    examples = [rubrics.judgement("train", i, seed=6) for i in range(200)]
+    for text, example in zip(texts, examples, strict=True):
+        verdict = rubrics.check(example.criterion, example.item, example.text)
+        assert text.endswith(f"{example.criterion.text}?\nAnswer: {'yes' if verdict else 'no'}")
+    assert sum(text.endswith("yes") for text in texts) / 200 == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_judge_goes_on_from_a_base_with_the_same_tokenizer(tmp_path: Path) -> None:
+    base, judge = tmp_path / "base", tmp_path / "judge"
+    judge.mkdir()
+    tokenizer = train_tokenizer(TOY, sample=300)
+    tokenizer.save_pretrained(base)
+    first_weights(toy(2), base, len(tokenizer)).save(base)
+    recipe = replace(toy(2), name="judge", tokenizer="../base", start="../base")
+    mixture = Mixture({"judgements": 1.0})
+    recipe = replace(recipe, phases=tuple(replace(p, mixture=mixture) for p in recipe.phases))
+    assert len(tokenizer_of(recipe, judge)) == len(tokenizer)
+    start, saved = first_weights(recipe, judge, len(tokenizer)), Decoder.load(base)
+    for a, b in zip(start.parameters(), saved.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a.requires_grad
+    work = tmp_path / "judging"
+    trained = pretrain(recipe, work, compiled=False, folder=judge)
+    export(trained, recipe, work, judge)
+    assert not torch.equal(trained.lm_head.weight, saved.lm_head.weight)
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (judge, base))
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.chat_template == theirs.chat_template
+    assert (judge / "tokenizer.json").read_text() == (base / "tokenizer.json").read_text()
+    with pytest.raises(
+        ValueError, match=r"starts from ../base, which differs in \['hidden_size'\]"
+    ):
+        first_weights(replace(recipe, hidden_size=64), judge, len(tokenizer))
+    with pytest.raises(ValueError, match=r"takes its tokenizer from .*none, where there is none"):
+        tokenizer_of(replace(recipe, tokenizer="../none"), judge)
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("judge", 2e6, 3e6), ("teacher", 4e6, 12e6)])
+def test_the_shipped_recipes_can_be_trained(name: str, least: float, most: float) -> None:
+    folder = ROOT / "models" / name
+    recipe = Recipe.load(folder / "recipe.json")
+    tokenizer = tokenizer_of(recipe, folder)
+    decoder = first_weights(recipe, folder, len(tokenizer))
+    assert least <= sum(p.numel() for p in decoder.parameters()) <= most
+    batch = next(batches(recipe, tokenizer, 0))
+    assert (batch != tokenizer.pad_token_id).float().mean() > 0.9

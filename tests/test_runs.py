@@ -254,6 +254,9 @@ def test_results_refuse_what_tables_could_not_read(tmp_path: Path) -> None:
         results(tmp_path, claims=[{k: v for k, v in CLAIM.items() if k != "ci95"}])
     with pytest.raises(ValueError, match="baseline 'bse' is not an arm; known: sft, base"):
         results(tmp_path, claims=[{**CLAIM, "baseline": "bse"}])
+    headline = {"start": "base", "method": "sft", "control": "dpo", "metric": "pass_at_1"}
+    with pytest.raises(ValueError, match="control 'dpo' is not an arm; known: sft, base"):
+        results(tmp_path, headline=headline)
     with pytest.raises(ValueError, match=r"ends in 'results\.json'"):
         results(tmp_path, filename="on_policy.json")
     assert results(tmp_path, filename="on_policy.results.json").exists()

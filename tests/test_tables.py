@@ -61,7 +61,7 @@ def add(root: Path, notebook: str, filename: str = "results.json", **changes: An
 
 def status_of(root: Path) -> dict[str, str]:
     rows = [line.strip("| ").split(" | ") for line in status_table(root).splitlines()[2:]]
-    return {name: status for _, name, _, status in rows}
+    return {row[1]: row[3] for row in rows}
 
 
 def test_done_needs_the_notebook_and_its_results(house: Path) -> None:
@@ -111,6 +111,25 @@ def test_a_claim_is_shown_with_all_that_it_rests_on(house: Path) -> None:
     assert results_table(house).endswith(f"\n{HONESTY}\n")
 
 
+def test_the_status_row_says_what_the_method_reached_and_what_it_costs(house: Path) -> None:
+    add(house, "methods/sft/sft_train.ipynb")
+    row = status_table(house).splitlines()[2]
+    assert row.endswith("| done |  |  |  |  |")
+    stored = json.loads((house / "methods/sft/results.json").read_text())
+    stored["config"] = {"task": "math"}
+    stored["arms"]["base"] = {"summary": {"pass@1": {"value": 0.0, "low": 0.0, "high": 0.0}}}
+    stored["arms"]["cot"]["summary"] = {"pass@1": {"value": 0.52, "low": 0.5, "high": 0.54}}
+    stored["headline"] = {
+        "start": "base", "method": "cot", "control": "answer only", "metric": "pass@1",
+    }  # fmt: skip
+    (house / "methods/sft/results.json").write_text(json.dumps(stored))
+    run = {"metadata": {"posttrain": {"run": {"seconds": 222, "cores": 2}}}}
+    (house / "methods/sft/sft_train.ipynb").write_text(json.dumps(run))
+    told = "pass@1: 0.000 -> 0.520 [0.500, 0.540] | answer only: 0.400"
+    row = status_table(house).splitlines()[2]
+    assert row.endswith(f"| done | math | {told} | 3.7, 2 cores |")
+
+
 def test_an_interval_that_holds_zero_says_so(house: Path) -> None:
     add(house, "stacks/x/x.ipynb", ci95=[-0.1, 0.3])
     assert "+0.123 [-0.100, +0.300], no clear effect" in results_table(house)
@@ -132,6 +151,29 @@ def test_rewrites_only_the_blocks_and_check_refuses_what_is_stale(
     add(house, "methods/sft/sft_train.ipynb")
     assert main(["--check"], root=house) == 1
     assert capsys.readouterr().out.splitlines() == [stale, stale.replace("README", "PLAN")]
+
+
+def test_a_lesson_page_shows_its_own_claims_and_arms(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(house, "methods/dpo/dpo_train.ipynb")
+    add(house, "methods/sft/sft_train.ipynb", difference=0.5)
+    page = house / "methods/dpo/README.md"
+    blocks = [f"<!-- table:{name} -->\n<!-- /table -->\n" for name in ("results", "arms")]
+    page.write_text("\n".join(["# DPO", *blocks]))
+    assert main([], root=house) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "methods/dpo/README.md: tables rebuilt"
+    text = page.read_text()
+    assert "+0.123" in text
+    assert "+0.500" not in text
+    assert "| Arm | pass@1 |\n| --- | --- |\n| cot |  |\n" in text
+    assert "| answer only | 0.400 [0.300, 0.500] |" in text
+    assert text.count(HONESTY) == 2
+    (house / "methods/dpo/results.json").unlink()
+    assert main(["--check"], root=house) == 1
+    assert "methods/dpo/README.md: its tables are stale" in capsys.readouterr().out
+    assert main([], root=house) == 0
+    assert page.read_text().count("No results yet.") == 2
 
 
 @pytest.mark.parametrize(

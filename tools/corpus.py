@@ -4,6 +4,9 @@ A document is one question and its answer, or several by the same author (demons
 by an answer, so that the model learns to do in context as it is shown). Authors err in systematic
 ways: on a step where a misconception applies, the usual answer is wrong. Some also explain badly.
 Only items of training splits are used, math problems of up to six steps, and never the chat format.
+
+A teacher learns from more skilful authors, and a judge from judgements; see `Mixture.skilled` and
+`judgement_documents`.
 """
 
 from __future__ import annotations
@@ -11,9 +14,17 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from posttrain.tasks import code_corpus, explanations, math, records, stories, tools_corpus
+from posttrain.tasks import (
+    code_corpus,
+    explanations,
+    math,
+    records,
+    rubrics,
+    stories,
+    tools_corpus,
+)
 from posttrain.tasks.blocks import SEPARATOR, block
 from posttrain.tasks.games import corpus as games_corpus
 
@@ -29,6 +40,10 @@ class Mixture:
     tasks: Mapping[str, float] = field(default_factory=lambda: {"math": 1.0})  # of documents
     thought: float = 0.6  # that a document of math problems shows its work; else only answers
     several: float = 0.35  # that a document of math problems or stories holds several
+    careful: float = math.CAREFUL  # share of people without misconceptions
+    careless: float = math.CARELESS  # share of people with all of them
+    in_head: tuple[float, float] | None = None  # the same two for people who show no work
+    skilled: float = 0.0  # of all authors, besides those who have no flaw anyway, have none
 
 
 def documents(seed: int, mixture: Mixture) -> Iterator[str]:
@@ -48,16 +63,20 @@ def documents(seed: int, mixture: Mixture) -> Iterator[str]:
 
 
 def math_documents(seed: int, mixture: Mixture) -> Iterator[str]:
-    rng = random.Random(f"math:{seed}")
+    rng, heads = random.Random(f"math:{seed}"), random.Random(f"heads:{seed}")
     lengths = range(1, len(LENGTHS) + 1)
     by_length = {
         base: [math.stream("train", seed=seed, steps=(n, n), base=base) for n in lengths]
         for base in math.BASES
     }
     while True:
-        solver = math.solver(rng)
+        solver = math.solver(rng, mixture.careful, mixture.careless)
         work = rng.random() < mixture.thought
+        if mixture.in_head and not work:
+            solver = math.solver(heads, *mixture.in_head)
         gaps = explanations.person(rng)[1] if rng.random() < GAPS else frozenset()
+        if _skilled(rng, mixture):
+            solver, gaps = frozenset(), frozenset()
         streams = by_length[8 if rng.random() < OCTAL else 10]
         blocks = []
         for problem in map(next, rng.choices(streams, LENGTHS, k=_count(rng, mixture))):
@@ -73,7 +92,7 @@ def story_documents(seed: int, mixture: Mixture) -> Iterator[str]:
     rng = random.Random(f"stories:{seed}")
     requests = stories.stream(math.Split.TRAIN, seed=seed)
     while True:
-        flaws = stories.author(rng)
+        flaws = frozenset() if _skilled(rng, mixture) else stories.author(rng)
         asked = itertools.islice(requests, _count(rng, mixture))
         yield SEPARATOR.join(block(r.question, stories.write(r, rng, flaws)) for r in asked)
 
@@ -84,14 +103,49 @@ def record_documents(seed: int, mixture: Mixture) -> Iterator[str]:
         yield SEPARATOR.join(block(d.question, d.answer) for d in shown)
 
 
+def game_documents(seed: int, mixture: Mixture) -> Iterator[str]:
+    usual = games_corpus.Mixture()
+    expert = mixture.skilled + (1 - mixture.skilled) * usual.expert
+    return games_corpus.documents(seed, replace(usual, expert=expert))
+
+
+def tool_documents(seed: int, mixture: Mixture) -> Iterator[str]:
+    """Who is skilled calls where it helps, well, and copies what comes back."""
+    usual, rest = tools_corpus.Mixture(), 1 - mixture.skilled
+    shares = {name: rest * getattr(usual, name) for name in TOOL_FLAWS}
+    return tools_corpus.documents(seed, replace(usual, **shares))
+
+
+def code_documents(seed: int, mixture: Mixture) -> Iterator[str]:
+    usual = code_corpus.Mixture()
+    correct = mixture.skilled + (1 - mixture.skilled) * usual.correct
+    lookup = (1 - mixture.skilled) * usual.lookup
+    return code_corpus.documents(seed, replace(usual, correct=correct, lookup=lookup))
+
+
+def judgement_documents(seed: int, mixture: Mixture) -> Iterator[str]:
+    """Texts of all qualities, each with one criterion and the exact verdict on it."""
+    for i in itertools.count():
+        example = rubrics.judgement(math.Split.TRAIN, i, seed=seed)
+        yield block(example.prompt, example.answer)
+
+
+TOOL_FLAWS = ("never", "always", "malformed", "careless")
 WRITERS: dict[str, Callable[[int, Mixture], Iterator[str]]] = {
     "math": math_documents,
     "stories": story_documents,
     "records": record_documents,
-    "games": lambda seed, _: games_corpus.documents(seed),
-    "tools": lambda seed, _: tools_corpus.documents(seed),
-    "code": lambda seed, _: code_corpus.documents(seed),
+    "games": game_documents,
+    "tools": tool_documents,
+    "code": code_documents,
+    "judgements": judgement_documents,
 }
+
+
+def _skilled(rng: random.Random, mixture: Mixture) -> bool:
+    """Whether an author is one more skilled one. Without any, nothing is drawn: the corpus of a
+    mixture without skill stays what it was, document by document."""
+    return mixture.skilled > 0 and rng.random() < mixture.skilled
 
 
 def _count(rng: random.Random, mixture: Mixture) -> int:

@@ -4,6 +4,9 @@ Everything the run does follows from the recipe: the tokenizer is trained on the
 of the corpus, batch `i` is a function of the seed and `i`, and a run that was interrupted goes
 on from its last checkpoint in `--work`. At the end the model is exported in Hugging Face format
 beside the recipe, with `training.json`, which says how long it took.
+
+A recipe may take the tokenizer of another model, which a teacher and a judge must share with the
+model they are for, and may start from its weights: `"tokenizer": "../base"`, `"start": "../base"`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,9 +33,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from posttrain.engine.config import DecoderConfig
 from posttrain.engine.model import Decoder
-from tools.corpus import Mixture, documents
+from tools.corpus import documents
+from tools.recipe import Recipe
 
 SPECIAL = ("<|pad|>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT = (
@@ -43,77 +45,18 @@ CHAT = (
 )
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training with one mixture and one learning-rate schedule."""
+def tokenizer_of(recipe: Recipe, folder: Path) -> PreTrainedTokenizerFast:
+    """The recipe's tokenizer: that of another model, or a new one.
 
-    steps: int = 1200
-    rows: int = 72  # sequences a batch
-    length: int = 256  # tokens a sequence
-    learning_rate: float = 3e-3
-    warmup: int = 60  # steps
-    mixture: Mixture = field(default_factory=Mixture)
-
-    def rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to a twentieth."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
-        return self.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A base model: shape, corpus, schedule."""
-
-    name: str
-    seed: int = 0
-    vocabulary: int = 640  # at most; merging stops earlier when every word is a token
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    layers: int = 5
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 48
-    context: int = 512  # tokens, max_position_embeddings
-    weight_decay: float = 0.05
-    phases: tuple[Phase, ...] = (Phase(),)
-
-    @classmethod
-    def load(cls, path: Path) -> Recipe:
-        raw = json.loads(path.read_text())
-        phases = raw.pop("phases", [{}])
-        for phase in phases:
-            phase["mixture"] = Mixture(**phase.get("mixture", {}))
-        return cls(**raw, phases=tuple(Phase(**phase) for phase in phases))
-
-    @property
-    def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
-
-    def phase(self, step: int) -> tuple[Phase, int]:
-        """The phase that `step` falls into, and which of its steps it is."""
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase, step
-            step -= phase.steps
-        raise ValueError("the recipe has no more steps")
-
-    def rate(self, step: int) -> float:
-        phase, within = self.phase(step)
-        return phase.rate(within)
-
-    def decoder_config(self, vocab_size: int) -> DecoderConfig:
-        return DecoderConfig(
-            vocab_size=vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            max_position_embeddings=self.context,
-        )
+    Raises:
+        ValueError: the other model has no tokenizer; the text says where it was looked for.
+    """
+    if not recipe.tokenizer:
+        return train_tokenizer(recipe)
+    other = folder / recipe.tokenizer
+    if not (other / "tokenizer.json").exists():
+        raise ValueError(f"the recipe takes its tokenizer from {other}, where there is none")
+    return PreTrainedTokenizerFast.from_pretrained(other, model_max_length=recipe.context)
 
 
 def train_tokenizer(recipe: Recipe, sample: int = 20_000) -> PreTrainedTokenizerFast:
@@ -179,6 +122,26 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> I
         yield batch
 
 
+def first_weights(recipe: Recipe, folder: Path, vocabulary: int) -> Decoder:
+    """Those of another model, or random ones.
+
+    Raises:
+        ValueError: the other model has another shape; the text names where they differ.
+    """
+    config = recipe.decoder_config(vocabulary)
+    if not recipe.start:
+        decoder = Decoder(config)
+        initialise(decoder, recipe.seed)
+        return decoder
+    other, decoder = Decoder.load(folder / recipe.start), Decoder(config)
+    asked, found = dataclasses.asdict(config), dataclasses.asdict(other.config)
+    differ = [name for name in asked if asked[name] != found[name]]
+    if differ:
+        raise ValueError(f"the recipe starts from {recipe.start}, which differs in {differ}")
+    decoder.load_state_dict(other.state_dict())
+    return decoder
+
+
 def initialise(decoder: Decoder, seed: int) -> None:
     """Normal weights of 0.02, smaller where a layer writes to the residual stream (GPT-2)."""
     generator = torch.Generator().manual_seed(seed)
@@ -196,14 +159,19 @@ def loss_of(decoder: Decoder, batch: Tensor, pad: int) -> Tensor:
     return cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), ignore_index=pad)
 
 
-def pretrain(recipe: Recipe, work: Path, *, compiled: bool, every: int = 100) -> Decoder:
-    """Run (or resume) the recipe, with a checkpoint every `every` steps; return the model."""
+def pretrain(
+    recipe: Recipe, work: Path, *, compiled: bool, every: int = 100, folder: Path = Path()
+) -> Decoder:
+    """Run (or resume) the recipe, with a checkpoint every `every` steps; return the model.
+
+    Args:
+        folder: of the recipe, for the models that it names.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(recipe)
+    tokenizer = tokenizer_of(recipe, folder)
     pad = tokenizer.pad_token_id
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    decoder = Decoder(recipe.decoder_config(len(tokenizer))).to(device)
-    initialise(decoder, recipe.seed)
+    decoder = first_weights(recipe, folder, len(tokenizer)).to(device)
     matrices = [p for p in decoder.parameters() if p.dim() == 2]
     vectors = [p for p in decoder.parameters() if p.dim() < 2]
     groups = [
@@ -258,9 +226,10 @@ def pretrain(recipe: Recipe, work: Path, *, compiled: bool, every: int = 100) ->
 
 
 def export(decoder: Decoder, recipe: Recipe, work: Path, directory: Path) -> None:
-    """Write the model in Hugging Face format, with the record of its training."""
+    """Write the model in Hugging Face format to the recipe's folder, with the record of its
+    training."""
     decoder.save(directory)
-    tokenizer = train_tokenizer(recipe)
+    tokenizer = tokenizer_of(recipe, directory)
     tokenizer.save_pretrained(directory)
     ends = tokenizer.convert_tokens_to_ids(["<|end|>", "<|endoftext|>"])
     generation = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
@@ -289,9 +258,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     recipe = Recipe.load(arguments.recipe)
     work = arguments.work or Path("build") / recipe.name
-    decoder = pretrain(recipe, work, compiled=arguments.compile)
-    export(decoder, recipe, work, arguments.recipe.parent)
-    print(f"wrote {arguments.recipe.parent}", flush=True)
+    folder = arguments.recipe.parent
+    decoder = pretrain(recipe, work, compiled=arguments.compile, folder=folder)
+    export(decoder, recipe, work, folder)
+    print(f"wrote {folder}", flush=True)
 
 
 if __name__ == "__main__":

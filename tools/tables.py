@@ -1,9 +1,10 @@
-"""Build the tables of README.md and PLAN.md from the files that prove them.
+"""Build the tables of README.md, PLAN.md and the lessons' pages from the files that prove them.
 
     python tools/tables.py             rewrite the marked blocks
     python tools/tables.py --check     refuse stale ones
 
-A block stands between `<!-- table:status -->` or `<!-- table:results -->` and `<!-- /table -->`.
+A block stands between `<!-- table:NAME -->` and `<!-- /table -->`: `status` and `results` are about
+everything; on a lesson's page (methods/*/README.md) `results` and `arms` are about its own folder.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def results_file(root: Path, notebook: Path) -> Path:
 def status_table(root: Path) -> str:
     """One row per planned method and per stack or invention there is: done, or planned.
 
-    Done means that the notebook and its results file both exist.
+    Done means that the notebook and its results file both exist; the other columns are read from
+    them, and empty where they do not say.
     """
     rows = [_status_row(root, "method", name, root / path) for name, path in METHODS.items()]
     for kind, folder in (("stack", "stacks"), ("invention", "inventions")):
@@ -62,22 +64,33 @@ def status_table(root: Path) -> str:
             notebooks = {path.with_suffix(".ipynb") for path in [*scripts, *home.glob("*.ipynb")]}
             names = sorted(notebooks) or [home / f"{home.name}.ipynb"]
             rows += [_status_row(root, kind, path.stem.replace("_", " "), path) for path in names]
-    return _table(["Kind", "Name", "Notebook", "Status"], rows)
+    header = ["Kind", "Name", "Notebook", "Status", "Task", "Start -> method [95 % interval]",
+              "Control, equal budget", "Minutes"]  # fmt: skip
+    return _table(header, rows)
 
 
-def results_table(root: Path) -> str:
-    """One row per claim of every results file, then the sentence on what the rows can mean."""
-    rows = []
-    for folder in ("methods", "stacks", "inventions"):
-        for path in sorted((root / folder).glob("*/*results.json")):
-            rows += _claim_rows(path, root)
+def results_table(root: Path, home: Path | None = None) -> str:
+    """One row per claim of every results file, or of those in the folder `home`; then the sentence
+    on what the rows can mean."""
+    rows = [row for path in _results_files(root, home) for row in _claim_rows(path, root)]
     header = ["Experiment", "Claim", "Measure", "Baseline", "Difference [95 % interval]",
               "Seeds", "Scale", "Commit"]  # fmt: skip
     body = _table(header, rows) if rows else "No results yet.\n"
     return f"{body}\n{HONESTY}\n"
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"status": status_table, "results": results_table}
+def arms_table(root: Path, home: Path | None = None) -> str:
+    """One row per arm of the results files in the folder `home`, one column per metric: the mean
+    over seeds with its interval; then the sentence on what the rows can mean."""
+    tables = [_arms(path, root) for path in _results_files(root, home)] or ["No results yet.\n"]
+    return "\n".join([*tables, f"{HONESTY}\n"])
+
+
+TABLES: dict[str, Callable[[Path, Path | None], str]] = {
+    "status": lambda root, home: status_table(root),
+    "results": results_table,
+    "arms": arms_table,
+}
 
 
 def rebuilt(text: str, root: Path, name: str) -> str:
@@ -98,7 +111,9 @@ def rebuilt(text: str, root: Path, name: str) -> str:
     unknown = [table for table in found if table not in TABLES]
     if unknown:
         raise TableError(f"{name}: unknown table {unknown[0]!r}; known: {', '.join(TABLES)}")
-    return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]](root)}{m[3]}", text)
+    folder = (root / name).parent
+    home = None if folder == root else folder
+    return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]](root, home)}{m[3]}", text)
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
@@ -107,7 +122,8 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--check", action="store_true", help="refuse tables that are stale")
     check = parser.parse_args(arguments).check
     problems = []
-    for name in DOCUMENTS:
+    pages = sorted(p.relative_to(root).as_posix() for p in (root / "methods").glob("*/README.md"))
+    for name in [*DOCUMENTS, *pages]:
         path = root / name
         try:
             if not path.exists():
@@ -129,14 +145,74 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
 
 def _status_row(root: Path, kind: str, name: str, notebook: Path) -> list[str]:
     path = notebook.relative_to(root).as_posix()
-    there = notebook.exists()
-    done = there and results_file(root, notebook).exists()
+    there, results = notebook.exists(), results_file(root, notebook)
+    done = there and results.exists()
     return [
         kind,
         name,
         f"[{path}]({path})" if there else f"`{path}`",
         "done" if done else "planned",
+        *(_headline(results, root) if done else ["", "", ""]),
+        _minutes(notebook) if there else "",
     ]
+
+
+def _headline(path: Path, root: Path) -> list[str]:
+    """Task, start -> method, and control of a results file."""
+    try:
+        results = json.loads(path.read_text())
+        task, line = results["config"].get("task", ""), results.get("headline")
+        if not line:
+            return [task, "", ""]
+        arms, metric = results["arms"], line["metric"]
+        start, method, control = (
+            arms[line[role]]["summary"].get(metric) for role in ("start", "method", "control")
+        )
+        if not start or not method or not control:  # of a single seed
+            return [task, "", ""]
+        reached = f"{method['value']:.3f} [{method['low']:.3f}, {method['high']:.3f}]"
+        return [task, f"{metric}: {start['value']:.3f} -> {reached}",
+                f"{line['control']}: {control['value']:.3f}"]  # fmt: skip
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise _no_results(path, root, error) from error
+
+
+def _minutes(notebook: Path) -> str:
+    """How long the notebook took when it was executed last, with the number of cores."""
+    run = json.loads(notebook.read_text()).get("metadata", {}).get("posttrain", {}).get("run", {})
+    return f"{run['seconds'] / 60:.1f}, {run['cores']} cores" if "seconds" in run else ""
+
+
+def _results_files(root: Path, home: Path | None) -> list[Path]:
+    if home is not None:
+        return sorted(home.glob("*results.json"))
+    folders = [root / folder for folder in ("methods", "stacks", "inventions")]
+    return [path for folder in folders for path in sorted(folder.glob("*/*results.json"))]
+
+
+def _arms(path: Path, root: Path) -> str:
+    try:
+        arms = json.loads(path.read_text())["arms"]
+        names = list(dict.fromkeys(metric for arm in arms.values() for metric in arm["summary"]))
+        rows = [
+            [name, *(_mean(arm["summary"].get(n)) for n in names)] for name, arm in arms.items()
+        ]
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _no_results(path, root, error) from error
+    return _table(["Arm", *names], rows)
+
+
+def _mean(summary: Mapping[str, Any] | None) -> str:
+    if not summary or summary["value"] is None:
+        return ""
+    return f"{summary['value']:.3f} [{summary['low']:.3f}, {summary['high']:.3f}]"
+
+
+def _no_results(path: Path, root: Path, error: Exception) -> TableError:
+    name = path.relative_to(root).as_posix()
+    return TableError(
+        f"{name}: not a results file ({error!r}); write it with posttrain.runs.write_results"
+    )
 
 
 def _claim_rows(path: Path, root: Path) -> list[list[str]]:
@@ -145,9 +221,7 @@ def _claim_rows(path: Path, root: Path) -> list[list[str]]:
         results = json.loads(path.read_text())
         return [_claim_row(results, claim, name) for claim in results["claims"]]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise TableError(
-            f"{name}: not a results file ({error!r}); write it with posttrain.runs.write_results"
-        ) from error
+        raise _no_results(path, root, error) from error
 
 
 def _claim_row(results: Mapping[str, Any], claim: Mapping[str, Any], name: str) -> list[str]:

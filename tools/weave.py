@@ -37,7 +37,6 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, this file's folder is on the path and ROOT is not
     sys.path.insert(0, str(ROOT))
 
-from posttrain.lab.arms import EXPERIMENTS  # noqa: E402
 from posttrain.scale import Scale, scale_from  # noqa: E402
 from tools.inlining import Names, WeaveError, inline  # noqa: E402
 
@@ -131,9 +130,11 @@ def execute(
         if out:
             nbformat.write(ran, target)
         raise WeaveError(f"{name}: failed at {scale} scale\n{error}") from None
-    _copy_outputs(ran, notebook, {"code": code, "scale": scale.value})
+    seconds = round(time.monotonic() - began)
+    stamp = {"code": code, "scale": scale.value, "seconds": seconds, "cores": os.cpu_count()}
+    _copy_outputs(ran, notebook, stamp)
     target.write_text(nbformat.writes(notebook) + "\n")
-    return f"{name}: executed at {scale} scale in {time.monotonic() - began:.0f} s"
+    return f"{name}: executed at {scale} scale in {seconds} s"
 
 
 def check(script: Path, root: Path) -> list[str]:
@@ -170,6 +171,8 @@ def check(script: Path, root: Path) -> list[str]:
 
 def check_folders(root: Path, scripts: Iterable[Path]) -> list[str]:
     """Notebooks without a script, and results files that other code produced."""
+    from posttrain.lab.arms import EXPERIMENTS  # only here: it loads torch
+
     problems, codes = [], {}
     for script in scripts:
         try:
@@ -245,13 +248,13 @@ def _notebook(parts: list[tuple[str, str, list[str]]], source: str) -> NotebookN
     return notebook
 
 
-def _copy_outputs(old: NotebookNode, new: NotebookNode, stamp: dict[str, str]) -> None:
+def _copy_outputs(old: NotebookNode, new: NotebookNode, stamp: dict[str, Any]) -> None:
     for theirs, ours in zip(_code_cells(old), _code_cells(new), strict=True):
         ours.outputs, ours.execution_count = theirs.outputs, theirs.execution_count
     new.metadata["posttrain"]["run"] = stamp
 
 
-def _stamp(notebook: NotebookNode) -> dict[str, str] | None:
+def _stamp(notebook: NotebookNode) -> dict[str, Any] | None:
     return notebook.metadata.get("posttrain", {}).get("run")
 
 

@@ -225,7 +225,10 @@ curves(variants, "correct", title="Right final answers while practising", ylabel
 # %%
 wild_cfg = replace(short, learning_rate=10 * cfg.learning_rate)
 wild, _ = practise("10x learning rate", wild_cfg)
-curves({"chosen rate": [history[: short.steps]], "10x": [wild]}, "reward", ylabel="share of right")
+curves(
+    {"chosen rate": [history[: short.steps]], "10x": [wild]}, "reward",
+    title="Reward at two learning rates", ylabel="share of right answers",
+)  # fmt: skip
 
 # %% [markdown]
 # ## Key observations

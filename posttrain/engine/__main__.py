@@ -18,8 +18,6 @@ from pathlib import Path
 
 from posttrain.engine.devices import KNOWN
 from posttrain.engine.errors import UserError
-from posttrain.engine.files import raise_file_limit
-from posttrain.engine.heap import keep_pages
 from posttrain.engine.hub import directories
 from posttrain.engine.precision import DTYPES
 from posttrain.engine.server import serve
@@ -47,8 +45,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.parent is not None:
         threading.Thread(target=outlive_not, args=(args.parent,), daemon=True).start()
-    raise_file_limit()
-    keep_pages()
     logging.basicConfig(level="WARNING", format="%(asctime)s %(name)s: %(message)s")
 
     def ready(url: str) -> None:

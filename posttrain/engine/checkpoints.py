@@ -13,77 +13,36 @@ Safe to use from several threads and processes: all state is in files.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from posttrain.engine import limits
-from posttrain.engine.durable import read_json, sync, write_atomically
+from posttrain.engine import tensors as files
+from posttrain.engine.durable import make_directory, read_json, sync, unwritten, write_atomically
 from posttrain.engine.errors import UserError
-from posttrain.engine.lora import LoraConfig
+from posttrain.engine.leftovers import remove_leftovers
 from posttrain.engine.paths import KINDS, RUN, check_name, parse
+from posttrain.engine.records import Checkpoint, RunRecord, expiry, restore
 
-Record = TypeVar("Record")
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What must be known to continue a training run in another process."""
-
-    run: str
-    base_model: str
-    lora: LoraConfig
-    user_metadata: dict[str, str] | None = None
-    created: float = field(default_factory=time.time)  # seconds since the epoch
-    base_directory: str | None = None  # where the weights of the base model were
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    run: str
-    segment: str
-    name: str
-    data: str
-    base_model: str
-    lora: LoraConfig
-    size_bytes: int
-    time: float = field(default_factory=time.time)
-    expires_at: float | None = None
-    user_metadata: dict[str, str] | None = None
-    public: bool = False
-
-    @property
-    def path(self) -> str:
-        return f"tinker://{self.run}/{self.segment}/{self.name}"
-
-    @property
-    def expired(self) -> bool:
-        return self.expires_at is not None and time.time() >= self.expires_at
+LOCK = "lock"  # held by who changes descriptions
 
 
 class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
-        (root / "runs").mkdir(parents=True, exist_ok=True)
-        (root / "data").mkdir(exist_ok=True)
+        make_directory(root / "runs")
+        make_directory(root / "data")
+        (root / LOCK).touch()
         self.remove_expired()
-        self.sweep()
-
-    def sweep(self) -> None:
-        """Remove data that no checkpoint refers to: of saves that a crash has cut short."""
-        known = {checkpoint.data for checkpoint in self.every()}
-        for directory in (self.root / "data").iterdir():
-            # Young ones may belong to a save that another process is about to complete.
-            if directory.name not in known and directory.stat().st_mtime < time.time() - 3600:
-                shutil.rmtree(directory, ignore_errors=True)
+        remove_leftovers(root)
 
     def remove_expired(self) -> None:
         """Free the space of checkpoints whose time has passed."""
@@ -92,8 +51,9 @@ class Store:
                 self.remove(checkpoint)
 
     def add_run(self, record: RunRecord) -> None:
+        """Raises OSError where it cannot be written."""
         directory = self.directory(record.run)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         write_atomically(directory / "run.json", asdict(record))
 
     def run(self, run: str) -> RunRecord:
@@ -133,80 +93,128 @@ class Store:
             texts: other files to go with them, by name.
 
         Raises:
-            UserError: the name is not allowed, or taken and `overwrite` is not set.
+            UserError: the name is not allowed, or taken and `overwrite` is not set, or the disk
+                is full. What was there before stays.
         """
         check_name(name)
-        old = self.find(record.run, segment, name)
-        if old is not None and not overwrite and not old.expired:
-            raise UserError(f"{old.path} exists; choose another name, or pass overwrite=True")
-        expires = expiry(ttl_seconds)
-        directory = self.new_data()
-        for file, state in tensors.items():
-            flat = {key: value.contiguous().cpu() for key, value in state.items()}
-            save_file(flat, directory / f"{file}.safetensors")
-        for file, text in (texts or {}).items():
-            (directory / file).write_text(text)
+        self.replaced(record.run, segment, name, overwrite)
+        contents = {f"{file}.safetensors": files.pack(state) for file, state in tensors.items()}
+        contents |= {file: text.encode() for file, text in (texts or {}).items()}
         checkpoint = Checkpoint(
             run=record.run,
             segment=segment,
             name=name,
-            data=directory.name,
+            data=uuid.uuid4().hex,
             base_model=record.base_model,
             lora=record.lora,
-            size_bytes=settle(directory),
-            expires_at=expires,
+            size_bytes=sum(map(len, contents.values())),
+            checksums={},
+            expires_at=expiry(ttl_seconds),
             user_metadata=user_metadata,
         )
-        self.describe(checkpoint, exclusive=old is None)
+        directory = self.root / "data" / checkpoint.data
+        with self.undone(checkpoint):
+            directory.mkdir()
+            for file, content in contents.items():
+                checkpoint.checksums[file] = files.write(directory / file, content)
+            sync(directory)
+            sync(directory.parent)
+            with self.changing():
+                old = self.replaced(record.run, segment, name, overwrite)
+                self.describe(checkpoint)
         if old is not None:
             shutil.rmtree(self.root / "data" / old.data, ignore_errors=True)
         return checkpoint
+
+    def replaced(self, run: str, segment: str, name: str, overwrite: bool) -> Checkpoint | None:
+        """The checkpoint that a new one of this name would replace.
+
+        Raises:
+            UserError: there is one, and it may not be replaced.
+        """
+        old = self.find(run, segment, name)
+        there = self.description(run, segment, name).exists()  # perhaps damaged
+        if there and not overwrite and not (old and old.expired):
+            path = f"tinker://{run}/{segment}/{name}"
+            raise UserError(f"{path} exists; choose another name, or pass overwrite=True")
+        return old
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Descriptions are read and changed by one thread of one process at a time.
+
+        The system gives the lock back when its holder dies.
+        """
+        with (self.root / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def undone(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """If what follows fails, leave nothing of a new checkpoint; a full disk is a UserError."""
+        try:
+            yield
+        except BaseException as error:
+            found = self.find(checkpoint.run, checkpoint.segment, checkpoint.name)
+            if found is None or found.data != checkpoint.data:  # it was not put in place either
+                shutil.rmtree(self.root / "data" / checkpoint.data, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise unwritten(checkpoint.path, error) from error
+            raise
 
     def copy(self, path: str, run: str, ttl_seconds: int | None) -> Checkpoint:
         """The same checkpoint as part of a new run, sharing the source's bytes.
 
         Raises:
-            UserError: there is no such checkpoint, or the run exists.
+            UserError: there is no such checkpoint, or the run exists, or the disk is full.
         """
         source, expires = self.get(path), expiry(ttl_seconds)
-        if (self.directory(run) / "run.json").exists():
+        if self.directory(run).exists():
             raise UserError(f"training run {run} exists; copy into another model_seq_id")
-        directory = self.new_data()
-        for file in (self.root / "data" / source.data).iterdir():
-            os.link(file, directory / file.name)  # deleting the source leaves the copy its data
-        settle(directory)
         origin = self.read_run(source.run)
-        place = origin.base_directory if origin else None
-        self.add_run(
-            RunRecord(
-                run, source.base_model, source.lora, source.user_metadata, base_directory=place
-            )
+        record = RunRecord(
+            run,
+            source.base_model,
+            source.lora,
+            source.user_metadata,
+            base_directory=origin.base_directory if origin else None,
         )
         copied = replace(
             source,
             run=run,
-            data=directory.name,
+            data=uuid.uuid4().hex,
             time=time.time(),
             expires_at=expires,
             public=False,
         )
-        self.describe(copied, exclusive=True)
+        directory = self.root / "data" / copied.data
+        aside = self.root / "runs" / f".{copied.data}"
+        description = aside / copied.segment / f"{copied.name}.json"
+        try:
+            with self.undone(copied):
+                directory.mkdir()
+                for file in source.checksums:
+                    # Deleting the source leaves the copy its data.
+                    os.link(self.root / "data" / source.data / file, directory / file)
+                sync(directory)
+                sync(directory.parent)
+                make_directory(description.parent)
+                write_atomically(aside / "run.json", asdict(record))
+                write_atomically(description, asdict(copied))
+                with self.changing():
+                    if self.directory(run).exists():
+                        raise UserError(f"training run {run} exists: another process made it")
+                    os.rename(aside, self.directory(run))
+                    sync(aside.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
         return copied
 
-    def new_data(self) -> Path:
-        directory = self.root / "data" / uuid.uuid4().hex
-        directory.mkdir()
-        return directory
-
-    def describe(self, checkpoint: Checkpoint, *, exclusive: bool = False) -> None:
-        """Put the description in place, replacing an older one unless `exclusive`."""
+    def describe(self, checkpoint: Checkpoint) -> None:
+        """Put the description in place. The caller is `changing`."""
         path = self.description(checkpoint.run, checkpoint.segment, checkpoint.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_atomically(path, asdict(checkpoint), exclusive=exclusive)
-        except FileExistsError:
-            shutil.rmtree(self.root / "data" / checkpoint.data, ignore_errors=True)
-            raise UserError(f"{checkpoint.path} exists; another process just made it") from None
+        make_directory(path.parent)
+        write_atomically(path, asdict(checkpoint))
 
     def find(self, run: str, segment: str, name: str) -> Checkpoint | None:
         """The checkpoint of that name, expired or not, or None."""
@@ -227,15 +235,30 @@ class Store:
         return found
 
     def tensors(self, checkpoint: Checkpoint, file: str) -> dict[str, Tensor]:
-        """One of the files that `save` was given."""
-        return load_file(self.file(checkpoint, file))
+        """One of the files that `save` was given.
 
-    def file(self, checkpoint: Checkpoint, file: str) -> Path:
-        return self.root / "data" / checkpoint.data / f"{file}.safetensors"
+        Raises:
+            UserError: it is damaged. Nothing of it is returned then.
+        """
+        path, checksum = self.file(checkpoint, file)
+        return files.read_tensors(checkpoint.path, path, checksum)
 
-    def files(self, checkpoint: Checkpoint) -> dict[str, Path]:
-        """All files of a checkpoint, by name."""
-        return {path.name: path for path in (self.root / "data" / checkpoint.data).iterdir()}
+    def file(self, checkpoint: Checkpoint, file: str) -> tuple[Path, str]:
+        """Where one of the files that `save` was given is, and its checksum.
+
+        Raises:
+            UserError: the checkpoint has no such file.
+        """
+        name = f"{file}.safetensors"
+        if name not in checkpoint.checksums:
+            raise UserError(f"checkpoint {checkpoint.path} holds no {file}")
+        return self.root / "data" / checkpoint.data / name, checkpoint.checksums[name]
+
+    def verified(self, checkpoint: Checkpoint, name: str) -> Path:
+        """One of its files, to be sent as it is. Raises UserError where it is damaged."""
+        path = self.root / "data" / checkpoint.data / name
+        files.read(checkpoint.path, path, checkpoint.checksums[name])
+        return path
 
     def every(self, run: str | None = None) -> list[Checkpoint]:
         """Those of one run or of all, expired or not."""
@@ -258,47 +281,31 @@ class Store:
         self.remove(self.get(path))
 
     def remove(self, checkpoint: Checkpoint) -> None:
-        description = self.description(checkpoint.run, checkpoint.segment, checkpoint.name)
-        description.unlink(missing_ok=True)
-        sync(description.parent)
+        """Remove a checkpoint, unless another has replaced it, or its lifetime was changed."""
+        name = checkpoint.run, checkpoint.segment, checkpoint.name
+        with self.changing():
+            found = self.find(*name)
+            if found is None or (found.data, found.expires_at) != (
+                checkpoint.data,
+                checkpoint.expires_at,
+            ):
+                return
+            self.description(*name).unlink()
+            sync(self.description(*name).parent)
         shutil.rmtree(self.root / "data" / checkpoint.data, ignore_errors=True)
 
     def set_expiry(self, path: str, ttl_seconds: int | None) -> None:
-        self.describe(replace(self.get(path), expires_at=expiry(ttl_seconds)))
+        expires = expiry(ttl_seconds)
+        with self.changing():
+            self.describe(replace(self.get(path), expires_at=expires))
 
     def publish(self, path: str, public: bool) -> None:
         """Only remembered: on one machine there is nobody to publish to."""
-        self.describe(replace(self.get(path), public=public))
+        with self.changing():
+            self.describe(replace(self.get(path), public=public))
 
     def directory(self, run: str) -> Path:
         return self.root / "runs" / run.replace(":", "_")
 
     def description(self, run: str, segment: str, name: str) -> Path:
         return self.directory(run) / segment / f"{name}.json"
-
-
-def restore(kind: type[Record], raw: dict[str, Any]) -> Record | None:
-    """A record from its JSON; None where something else stands there."""
-    try:
-        return kind(**{**raw, "lora": LoraConfig(**raw["lora"])})
-    except (KeyError, TypeError):
-        return None
-
-
-def expiry(ttl_seconds: int | None) -> float | None:
-    """The moment, in seconds since the epoch, or None for never. Raises UserError."""
-    if ttl_seconds is None:
-        return None
-    if not 0 < ttl_seconds <= limits.TTL:
-        raise UserError(f"ttl_seconds is {ttl_seconds}, not between 1 and {limits.TTL}")
-    return time.time() + ttl_seconds
-
-
-def settle(directory: Path) -> int:
-    """Wait until a data directory is on disk; the bytes of its files."""
-    files: list[Any] = list(directory.iterdir())
-    for file in files:
-        sync(file)
-    sync(directory)
-    sync(directory.parent)
-    return sum(file.stat().st_size for file in files)

@@ -7,25 +7,29 @@ to the worker as a job, and its result to a promise.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from posttrain.engine import limits, usage
 from posttrain.engine.answers import PROTOBUF, as_json, failure
-from posttrain.engine.checkpoints import RunRecord, Store
+from posttrain.engine.checkpoints import Store
+from posttrain.engine.clients import Client, make_room
 from posttrain.engine.customloss import custom_forward_backward
 from posttrain.engine.devices import choose
+from posttrain.engine.durable import unwritten
 from posttrain.engine.errors import BusyError, UserError
 from posttrain.engine.graphs import CustomLoss
+from posttrain.engine.leftovers import remove_leftovers
 from posttrain.engine.models import Models
 from posttrain.engine.paths import EXTERNAL, SAMPLER, WEIGHTS, check_name, run_name, session_of
 from posttrain.engine.peft import peft_files
 from posttrain.engine.precision import find_dtype
 from posttrain.engine.promises import Answer, Promise, Promises
+from posttrain.engine.records import RunRecord
 from posttrain.engine.requests import (
     need,
     optional,
@@ -35,6 +39,7 @@ from posttrain.engine.requests import (
     refuse_other_optimizers,
 )
 from posttrain.engine.samplers import Samplers
+from posttrain.engine.scratch import Scratch
 from posttrain.engine.sessions import Session, Sessions
 from posttrain.engine.traces import Span, Traces
 from posttrain.engine.trainer import Trainer
@@ -42,14 +47,9 @@ from posttrain.engine.usage import Usage
 from posttrain.engine.wire import read_data, read_settings, write_output
 from posttrain.engine.worker import Worker
 
+logger = logging.getLogger(__name__)
 
-@dataclass
-class Client:
-    """A training client. `trainer` is made by the worker, and only it may touch it."""
-
-    record: RunRecord
-    trainer: Trainer | None = None
-    used: float = field(default_factory=time.time)
+SWEEP = 3600.0  # seconds between two searches for what crashes have left
 
 
 class Engine:
@@ -70,28 +70,43 @@ class Engine:
         self.sessions = Sessions(state, self.forget)
         self.clients: dict[str, Client] = {}
         self.losses: dict[str, CustomLoss] = {}
+        self.swept = time.monotonic()
         self.waiting_bytes = 0  # of training data whose turn has not come
         self.worker = Worker()
         self.worker.start()
+        self.scratch = Scratch(state / "scratch")
         self.samplers = Samplers(
-            self.models, self.store, self.promises, self.worker, self.usage, self.note, self.dtype
-        )
+            self.models, self.store, self.promises, self.worker, self.usage, self.note, self.dtype,
+            self.scratch,
+        )  # fmt: skip
 
     def forget(self, session: Session) -> None:
-        """Drop what only an ended session's clients could reach.
-
-        Its samplers stay: other processes may hold them, and they cost no memory.
-        """
+        """Drop what only an ended session's clients could reach."""
         session_id = session.record.session_id
-        for run in session.runs:
+        for run in list(session.runs):
             self.clients.pop(run, None)
         for loss_id in [key for key in list(self.losses) if key.startswith(f"{session_id}:")]:
             del self.losses[loss_id]
+        self.promises.end(session_id)
+        self.samplers.end(session)
 
     def tidy(self) -> None:
         """What has to be done once a minute, in a thread of its own."""
+        self.samplers.tidy()
         self.store.remove_expired()
         self.usage.flush()
+        if time.monotonic() > self.swept + SWEEP:
+            self.swept = time.monotonic()
+            remove_leftovers(self.store.root)
+
+    def close(self) -> None:
+        """Stop computing, and remove what ends with the process."""
+        self.worker.stop()
+        self.scratch.close()
+        try:
+            self.usage.flush()
+        except OSError as error:
+            logger.warning("the usage of the last minute is not recorded: %s", error)
 
     def note(self, session_id: str, name: str, client: str, start: float) -> None:
         self.traces.add(session_id, Span(name, client, start, time.time()))
@@ -176,14 +191,17 @@ class Engine:
             if len(self.clients) >= limits.CLIENTS:
                 raise UserError(f"{limits.CLIENTS} training clients are open; close some sessions")
             client = self.clients[model_id] = self.new_client(model_id, body)
+            session.runs.append(model_id)  # from now on the session's end drops the client
             try:
                 work(client)
+                self.store.add_run(client.record)
                 self.sessions.get(session.record.session_id)  # it may have ended meanwhile
-            except BaseException:
-                del self.clients[model_id]
+            except BaseException as error:
+                self.clients.pop(model_id, None)
+                session.runs.remove(model_id)
+                if isinstance(error, OSError):
+                    raise unwritten(f"training client {model_id}", error) from error
                 raise
-            self.store.add_run(client.record)
-            session.runs.append(model_id)
             return as_json(model_id=model_id, type=kind)
 
         return self.promise(kind, f"{model_id}:create", job, seq_id=1)
@@ -252,6 +270,7 @@ class Engine:
                 output = trainer.forward_backward(
                     data, message.loss_fn, settings, backward=backward
                 )
+            make_room(list(self.clients.values()))
             tokens = sum(len(datum.tokens) for datum in data)
             self.count(run, usage.TRAINING, tokens)
             return Answer(write_output(output), PROTOBUF)
@@ -345,8 +364,7 @@ class Engine:
             session = self.sessions.get(session_of(record.run))
             model = self.models.find(record.base_model)
             state = self.trainer(body).adapter.state()
-            weights = self.samplers.write_nameless(state, model, record.lora)
-            sampler_id = self.samplers.add_nameless(session, weights, record.run)
+            sampler_id = self.samplers.snapshot(session, state, model, record.lora, record.run)
             return as_json(sampling_session_id=sampler_id, type="save_weights_for_sampler")
 
         return self.training("save_weights_for_sampler", body, work)

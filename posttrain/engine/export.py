@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from posttrain.engine.checkpoints import Checkpoint, RunRecord, Store
+from posttrain.engine.checkpoints import Store
 from posttrain.engine.errors import UserError
 from posttrain.engine.hub import TEXTS, id_of
 from posttrain.engine.lora import Adapter
 from posttrain.engine.model import Decoder
 from posttrain.engine.peft import peft_files
+from posttrain.engine.records import Checkpoint, RunRecord
 from posttrain.engine.shards import INDEX, SINGLE, ignored, opened, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,20 +41,7 @@ def find(home: Path, path: str) -> tuple[RunRecord, Checkpoint, Adapter]:
         raise UserError(f"{home} holds no checkpoints; --home names the directory that does")
     store = Store(home)
     checkpoint = store.get(path)
-    file = store.file(checkpoint, "adapter")
-    try:
-        adapter = Adapter.of_state(load_file(file), checkpoint.lora)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"checkpoint {path} is damaged: {file}: {error}") from None
-    rank = checkpoint.lora.rank
-    for name, (a, b) in adapter.factors.items():
-        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
-            raise UserError(
-                f"checkpoint {path} is damaged: {name} has factors {tuple(a.shape)} and "
-                f"{tuple(b.shape)}, which is not rank {rank}"
-            )
-    if not adapter.factors:
-        raise UserError(f"checkpoint {path} is damaged: {file} holds no adapter")
+    adapter = Adapter.of_state(store.tensors(checkpoint, "adapter"), checkpoint.lora)
     return store.run(checkpoint.run), checkpoint, adapter
 
 

@@ -22,6 +22,7 @@ KEPT_BYTES = 2**30  # of results that nobody has fetched yet
 KEPT = 100_000  # results, likewise
 SESSIONS = 10_000  # live ones
 CLIENTS = 1_000  # living training clients
+SAMPLERS = 10_000  # of one session; those that were last used stay
 LOSSES = 256  # custom losses of one session
 STOPS = 64  # stop strings or tokens
 STOP_LENGTH = 1_000  # characters of a stop string

@@ -91,10 +91,11 @@ class Adapter:
         if own.keys() != state.keys():
             odd = sorted(own.keys() ^ state.keys())
             raise ValueError(f"checkpoint adapts other matrices: {odd[0]} and {len(odd) - 1} more")
-        for name, factor in own.items():
+        for name, factor in own.items():  # all of them first: nothing is loaded by half
             if factor.shape != state[name].shape:
                 raise ValueError(
                     f"{name} is {tuple(state[name].shape)} in the checkpoint, "
                     f"{tuple(factor.shape)} here"
                 )
+        for name, factor in own.items():
             factor.copy_(state[name])

@@ -1,7 +1,7 @@
 """A lean decoder: Qwen2, Qwen3, Llama and Mistral as Hugging Face stores them.
 
 Attribute names are those of the checkpoint, so loading assigns by name. The same module
-serves LoRA training, full-parameter pretraining and sampling with a key-value cache.
+serves full-parameter pretraining, and holds the weights of what `packed.py` computes on.
 
 Shapes: B sequences, T positions, D hidden, H query heads, K key-value heads, d head dimension,
 V vocabulary.
@@ -54,54 +54,11 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class Cache:
-    """Keys and values of every layer, allocated once: `(layers, B, K, capacity, d)`."""
-
-    def __init__(self, config: DecoderConfig, rows: int, capacity: int, like: Tensor) -> None:
-        shape = (
-            config.num_hidden_layers,
-            rows,
-            config.num_key_value_heads,
-            capacity,
-            config.head_dim,
-        )
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-
-    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v `(B, K, T, d)` at `positions` `(B, T)`; return this layer's whole cache."""
-        rows = torch.arange(k.shape[0], device=k.device)[:, None]
-        self.keys[layer][rows, :, positions] = k.transpose(1, 2)
-        self.values[layer][rows, :, positions] = v.transpose(1, 2)
-        return self.keys[layer], self.values[layer]
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
-
-    @classmethod
-    def gather(
-        cls, config: DecoderConfig, parts: list[tuple[Cache, Tensor]], capacity: int
-    ) -> Cache:
-        """A new cache of the given rows of several, one part after the other.
-
-        `capacity` must hold every part's used positions; what lies beyond it is dropped.
-        """
-        rows = sum(len(chosen) for _, chosen in parts)
-        new, start = cls(config, rows, capacity, parts[0][0].keys), 0
-        for old, chosen in parts:
-            place = slice(start, start + len(chosen)), slice(None), slice(old.capacity)
-            new.keys[:, *place] = old.keys[:, chosen, :, :capacity]
-            new.values[:, *place] = old.values[:, chosen, :, :capacity]
-            start += len(chosen)
-        return new
-
-
 class Attention(nn.Module):
     """Grouped-query attention; biases, and norms of queries and keys, where the family has them."""
 
-    def __init__(self, path: str, config: DecoderConfig, layer: int) -> None:
+    def __init__(self, path: str, config: DecoderConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         self.group = config.num_attention_heads // config.num_key_value_heads
         wide = config.num_attention_heads * config.head_dim
@@ -121,8 +78,6 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         bias: Tensor,
-        positions: Tensor | None,
-        cache: Cache | None,
         adapter: Adapter | None,
     ) -> Tensor:
         rows, length, _ = x.shape
@@ -131,9 +86,6 @@ class Attention(nn.Module):
         k = self.k_norm(self.k_proj(x, adapter).view(heads)).transpose(1, 2)  # (B, K, T, d)
         v = self.v_proj(x, adapter).view(heads).transpose(1, 2)
         q, k = rotate(q, rotary), rotate(k, rotary)
-        if cache is not None and positions is not None:
-            k, v = cache.write(self.layer, positions, k, v)
-            k, v = k[:, :, : bias.shape[-1]], v[:, :, : bias.shape[-1]]
         # Explicit softmax: on CPUs its backward is several times faster than the fused kernel's
         # at these head sizes. Query heads of a group are stacked along the query axis, so that
         # their shared keys are neither copied nor expanded.
@@ -165,10 +117,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, path: str, config: DecoderConfig, layer: int) -> None:
+    def __init__(self, path: str, config: DecoderConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(f"{path}.self_attn", config, layer)
+        self.self_attn = Attention(f"{path}.self_attn", config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(f"{path}.mlp", config)
 
@@ -177,11 +129,9 @@ class Block(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         bias: Tensor,
-        positions: Tensor | None,
-        cache: Cache | None,
         adapter: Adapter | None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, bias, positions, cache, adapter)
+        x = x + self.self_attn(self.input_layernorm(x), rotary, bias, adapter)
         return x + self.mlp(self.post_attention_layernorm(x), adapter)
 
 
@@ -195,7 +145,7 @@ class Trunk(nn.Module):
             nn.init.normal_(weight)
         self.embed_tokens = nn.Embedding.from_pretrained(weight, freeze=False)
         self.layers = nn.ModuleList(
-            Block(f"model.layers.{i}", config, i) for i in range(config.num_hidden_layers)
+            Block(f"model.layers.{i}", config) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -214,38 +164,21 @@ class Decoder(nn.Module):
         self.register_buffer("frequencies", found, persistent=False)
         self.frequencies: Tensor
 
-    def forward(
-        self,
-        tokens: Tensor,
-        *,
-        adapter: Adapter | None = None,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, *, adapter: Adapter | None = None) -> Tensor:
         """Hidden states `(B, T, D)` after the final norm, for `tokens` `(B, T)`.
 
-        Without a cache, rows start at position 0 and attend causally; padding belongs on the
-        right, where causality keeps it out of every real position. With a cache, `positions`
-        `(B, T)` says where each token stands, and each attends to all cached positions up to its
-        own.
+        Rows start at position 0 and attend causally; padding belongs on the right, where
+        causality keeps it out of every real position.
         """
         x = self.model.embed_tokens(tokens)
-        if cache is None or positions is None:
-            at = torch.arange(tokens.shape[1], device=tokens.device)
-            seen = at[:, None] >= at[None, :]  # (T, T)
-        else:
-            at = positions
-            reach = torch.arange(int(positions.max()) + 1, device=tokens.device)
-            seen = (positions[:, :, None] >= reach)[:, None, None]  # (B, 1, 1, T, reach)
-        bias = torch.zeros(seen.shape, dtype=x.dtype, device=x.device)
-        bias.masked_fill_(~seen, float("-inf"))
-        angles = at[..., None].float() * self.frequencies  # (T, d/2) or (B, T, d/2)
+        at = torch.arange(tokens.shape[1], device=tokens.device)
+        bias = torch.zeros(len(at), len(at), dtype=x.dtype, device=x.device)
+        bias.masked_fill_(at[:, None] < at[None, :], float("-inf"))
+        angles = at[:, None].float() * self.frequencies  # (T, d/2)
         angles = torch.cat((angles, angles), -1)
-        if angles.dim() == 3:
-            angles = angles[:, None]
         rotary = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
         for block in self.model.layers:
-            x = block(x, rotary, bias, positions, cache, adapter)
+            x = block(x, rotary, bias, adapter)
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor, adapter: Adapter | None = None) -> Tensor:
@@ -256,25 +189,6 @@ class Decoder(nn.Module):
         """`(out, in)` of every layer that LoRA can adapt, by path."""
         layers = (m for m in self.modules() if isinstance(m, Linear))
         return {m.path: (m.out_features, m.in_features) for m in layers}
-
-    @torch.no_grad()
-    def merged(self, adapter: Adapter) -> Decoder:
-        """A copy with the adapter added into its weights: what sampling runs on.
-
-        Embedding and norms are shared with this decoder, not copied.
-        """
-        copy = Decoder.empty(self.config)
-        state: dict[str, nn.Parameter] = dict(self.named_parameters())
-        for name, parameter in state.items():
-            assign(copy, name, parameter)
-        copy.lm_head.weight = self.lm_head.weight  # named once when it is tied
-        for path in adapter.factors:
-            delta, weight = adapter.delta(path), self.get_parameter(f"{path}.weight")
-            assert delta is not None
-            merged = nn.Parameter((weight.float() + delta).to(weight.dtype), requires_grad=False)
-            assign(copy, f"{path}.weight", merged)
-        copy.frequencies = self.frequencies
-        return copy
 
     @classmethod
     def empty(cls, config: DecoderConfig) -> Decoder:

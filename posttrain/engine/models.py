@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from posttrain.engine.errors import UserError
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.model import Decoder
 from posttrain.engine.packed import Packed
 from posttrain.engine.stops import end_tokens, load_tokenizer
+from posttrain.engine.tensors import read_tensors
 
 MERGED = 8  # weights with an adapter in place that are kept at hand,
 ROOM = 4 * 2**30  # as long as their own matrices take no more than this many bytes
@@ -78,6 +78,7 @@ class Weights:
     file: Path | None = None  # the adapter's safetensors; None for the base model
     lora: LoraConfig = field(default_factory=LoraConfig)
     path: str | None = None  # of the checkpoint, if it was one
+    checksum: str = ""  # of the file, where there is one
 
 
 class Merged:
@@ -96,9 +97,11 @@ class Merged:
         if weights.key not in self.packed:
             adapter = None
             if weights.file is not None:
+                name = weights.path or "of this sampler"
                 if not weights.file.is_file():
                     raise UserError(f"the weights of {weights.path or 'this sampler'} were deleted")
-                state = load_file(weights.file, device=str(weights.model.device))
+                state = read_tensors(name, weights.file, weights.checksum)
+                state = {key: value.to(weights.model.device) for key, value in state.items()}
                 adapter = Adapter.of_state(state, weights.lora)
             packed = self.packed[weights.key] = Packed(weights.model.decoder, adapter, self.dtype)
             self.sizes[weights.key] = packed.owned
@@ -108,3 +111,8 @@ class Merged:
         ):
             del self.sizes[self.packed.popitem(last=False)[0]]
         return self.packed[weights.key]
+
+    def release(self, key: str) -> None:
+        """Forget weights that nobody can ask for any more."""
+        if self.packed.pop(key, None) is not None:
+            del self.sizes[key]

@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 
 from posttrain.engine import limits
+from posttrain.engine.paths import session_of
 
 HOLD = 25.0  # seconds a poll waits; the client gives up after 45
 FETCHED = 120.0  # seconds a fetched result is kept: its delivery may have failed
@@ -28,12 +29,13 @@ class Answer:
 
 @dataclass
 class Promise:
+    client: str = ""  # the training client, sampler or session that asked
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     answer: asyncio.Future[Answer] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     settled: float | None = None  # when it was answered
-    fetched: float | None = None  # when that was last fetched
+    fetched: float | None = None  # when that was last fetched, or its session ended
 
     def settle(self, answer: Answer) -> None:
         if not self.answer.done():
@@ -42,10 +44,12 @@ class Promise:
 
     @property
     def stale(self) -> bool:
+        if self.settled is None:
+            return False  # still being computed
         now = time.monotonic()
         if self.fetched is not None:
-            return now > self.fetched + FETCHED
-        return self.settled is not None and now > self.settled + UNFETCHED
+            return now > max(self.fetched, self.settled) + FETCHED
+        return now > self.settled + UNFETCHED
 
 
 class Promises:
@@ -65,7 +69,7 @@ class Promises:
 
     def new(self, client: str = "", seq_id: int | None = None) -> Promise:
         self.sweep()
-        promise = Promise()
+        promise = Promise(client)
         self.by_id[promise.request_id] = promise
         if seq_id is not None:
             self.by_sequence[client, seq_id] = promise.request_id
@@ -88,6 +92,13 @@ class Promises:
     def forget(self, request_id: str) -> None:
         promise = self.by_id.pop(request_id)
         self.kept -= len(promise.answer.result().body)
+
+    def end(self, session_id: str) -> None:
+        """Keep the results of a session that has ended no longer than if they had been fetched."""
+        now = time.monotonic()
+        for promise in self.by_id.values():
+            if session_of(promise.client) == session_id and promise.fetched is None:
+                promise.fetched = now
 
     async def retrieve(self, request_id: str, hold: float = HOLD) -> Answer | None:
         """The answer, or None if it is still not there after `hold` seconds.

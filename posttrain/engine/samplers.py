@@ -6,46 +6,52 @@ All methods are for the event loop's thread, but for what is handed to the worke
 from __future__ import annotations
 
 import asyncio
-import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from posttrain.engine import limits, usage
+from posttrain.engine import limits, tensors, usage
 from posttrain.engine.answers import PROTOBUF, failure
 from posttrain.engine.checkpoints import Store
+from posttrain.engine.durable import unwritten
 from posttrain.engine.errors import BusyError, UserError
+from posttrain.engine.heap import give_back_pages
 from posttrain.engine.lora import LoraConfig
 from posttrain.engine.models import Merged, Model, Models, Weights
-from posttrain.engine.paths import SAMPLER
+from posttrain.engine.paths import SAMPLER, session_of
 from posttrain.engine.promises import Answer, Promise, Promises
 from posttrain.engine.requests import need, optional, read_sample
 from posttrain.engine.sample import Request, Result
 from posttrain.engine.sampler import Generation
+from posttrain.engine.scratch import Scratch
 from posttrain.engine.sessions import Session
 from posttrain.engine.usage import Usage
 from posttrain.engine.wire import write_result
 from posttrain.engine.worker import Waiting, Worker
 
-NAMELESS = 256  # samplers without a name that a session keeps, however long they are not used
-IDLE = 3600.0  # seconds after which older ones are forgotten
+NAMELESS = 256  # samplers without a name that a session keeps: those that were last used
+IDLE = 3600.0  # seconds that a sampler in other processes outlives its session, since its last use
 Note = Callable[[str, str, str, float], None]  # session, what, sampler, start
 
 
 @dataclass
 class Sampler:
-    session_id: str
+    session: Session
     weights: Weights
     run: str | None  # the training run it comes from; None for a base model
     used: float = field(default_factory=time.monotonic)
     processes: int = 0  # that have joined with a copy of the client
+
+    @property
+    def nameless(self) -> bool:
+        """Whether it is a snapshot: of training, and no checkpoint."""
+        return self.run is not None and self.weights.path is None
 
 
 class Samplers:
@@ -58,6 +64,7 @@ class Samplers:
         used: Usage,
         note: Note,
         dtype: torch.dtype,
+        scratch: Scratch,
     ) -> None:
         """`note` is told of every request that has been answered, for the trace.
 
@@ -68,16 +75,65 @@ class Samplers:
         self.merged = Merged(dtype)
         self.by_id: dict[str, Sampler] = {}
         self.waiting_bytes = 0  # of requests that are not answered yet
-        # Nameless samplers live as long as the engine. (Killed, it leaves the directory to the
-        # system's own cleaning of temporary files.)
-        self.scratch = tempfile.TemporaryDirectory(prefix="posttrain-")
+        self.scratch = scratch
+        self.lock = threading.RLock()  # snapshots are made by the worker, all else by the loop
+        self.lent: set[str] = set()  # those that other processes use after their session's end
 
     def add(self, session: Session, weights: Weights, run: str | None) -> str:
-        """Sampler ids are global: a session may hand its samplers to other processes."""
-        sampler_id = f"{session.record.session_id}:sample:{len(session.samplers)}"
-        self.by_id[sampler_id] = Sampler(session.record.session_id, weights, run)
-        session.samplers.append(sampler_id)
+        """Sampler ids are global: a session may hand its samplers to other processes.
+
+        Raises:
+            UserError: the session has ended.
+        """
+        with self.lock:
+            if session.ended:
+                raise UserError(f"session {session.record.session_id!r} has ended")
+            sampler_id = f"{session.record.session_id}:sample:{session.made}"
+            session.made += 1
+            self.by_id[sampler_id] = Sampler(session, weights, run)
+            self.touch(sampler_id)
+            for ids, most in ((session.nameless, NAMELESS), (session.samplers, limits.SAMPLERS)):
+                while len(ids) > most:
+                    self.drop(next(iter(ids)))
         return sampler_id
+
+    def touch(self, sampler_id: str) -> None:
+        """Note a use: of a session's samplers the last used are kept."""
+        sampler = self.by_id[sampler_id]
+        sampler.used, session = time.monotonic(), sampler.session
+        for ids in (session.samplers, *([session.nameless] if sampler.nameless else [])):
+            ids.pop(sampler_id, None)
+            ids[sampler_id] = None
+
+    def drop(self, sampler_id: str) -> None:
+        """Forget a sampler and, where they were its own, its weights."""
+        sampler = self.by_id.pop(sampler_id)
+        sampler.session.samplers.pop(sampler_id, None)
+        sampler.session.nameless.pop(sampler_id, None)
+        self.lent.discard(sampler_id)
+        weights = sampler.weights
+        if sampler.nameless and weights.file is not None:
+            weights.file.unlink(missing_ok=True)
+        if weights.file is not None:  # a base model's stay, as the model does
+            self.worker.submit(lambda: self.merged.release(weights.key))
+
+    def end(self, session: Session) -> None:
+        """Free what only an ended session's clients could reach."""
+        with self.lock:
+            for sampler_id in list(session.samplers):
+                if self.by_id[sampler_id].processes:
+                    self.lent.add(sampler_id)
+                else:
+                    self.drop(sampler_id)
+        self.worker.submit(give_back_pages)
+
+    def tidy(self) -> None:
+        """Forget the lent ones that nobody uses any more."""
+        now = time.monotonic()
+        with self.lock:
+            for sampler_id in list(self.lent):
+                if now > self.by_id[sampler_id].used + IDLE:
+                    self.drop(sampler_id)
 
     def create(self, session: Session, body: dict[str, Any]) -> str:
         """Of a base model or a checkpoint. Raises UserError where there is none such."""
@@ -89,30 +145,39 @@ class Samplers:
         if checkpoint.segment != SAMPLER:
             raise UserError(f"{path} is not for sampling; save_weights_for_sampler writes what is")
         model = self.models.find(checkpoint.base_model)
-        file = self.store.file(checkpoint, "adapter")
-        weights = Weights(checkpoint.data, model, file, checkpoint.lora, path)
+        file, checksum = self.store.file(checkpoint, "adapter")
+        weights = Weights(checkpoint.data, model, file, checkpoint.lora, path, checksum)
         return self.add(session, weights, checkpoint.run)
 
-    def write_nameless(self, state: dict[str, Tensor], model: Model, lora: LoraConfig) -> Weights:
-        """A snapshot that is not durable. For use in jobs."""
-        key = uuid.uuid4().hex
-        file = Path(self.scratch.name) / f"{key}.safetensors"
-        save_file(state, file)
-        return Weights(key, model, file, lora)
+    def snapshot(
+        self, session: Session, state: dict[str, Tensor], model: Model, lora: LoraConfig, run: str
+    ) -> str:
+        """A new sampler of weights that are not durable. For use in jobs.
 
-    def add_nameless(self, session: Session, weights: Weights, run: str) -> str:
-        sampler_id = self.add(session, weights, run)
-        mine = [self.by_id[key] for key in session.samplers if key in self.by_id]
-        nameless = [s for s in mine if s.weights.path is None and s.run is not None]
-        for old in nameless[:-NAMELESS]:
-            if time.monotonic() > old.used + IDLE and old.weights.file is not None:
-                old.weights.file.unlink(missing_ok=True)
-        return sampler_id
+        Raises:
+            UserError: the session has ended, or the disk is full.
+        """
+        key = uuid.uuid4().hex
+        file = self.scratch.path / f"{key}.safetensors"
+        try:
+            checksum = tensors.write(file, tensors.pack(state), durable=False)
+        except OSError as error:
+            raise unwritten("the sampler", error) from error
+        try:
+            return self.add(session, Weights(key, model, file, lora, checksum=checksum), run)
+        except UserError:
+            file.unlink(missing_ok=True)
+            raise
 
     def get(self, sampler_id: str) -> Sampler:
-        if sampler_id not in self.by_id:
-            raise UserError(f"there is no sampler {sampler_id!r}; was the engine restarted?")
-        return self.by_id[sampler_id]
+        """Raises UserError where there is no such sampler, or no longer."""
+        sampler = self.by_id.get(sampler_id)
+        if sampler is None:
+            raise UserError(
+                f"there is no sampler {sampler_id!r}; it ends with its session and with the "
+                f"engine, and of those without a name a session keeps the {NAMELESS} last used"
+            )
+        return sampler
 
     def join(self, sampler_id: str) -> int:
         """Number another process that uses this sampler, so that request ids differ."""
@@ -141,10 +206,11 @@ class Samplers:
         promise = self.promises.new(sampler_id, seq_id)
         loop, start = asyncio.get_running_loop(), time.time()
         try:
-            sampler = self.get(sampler_id)
+            with self.lock:
+                sampler = self.get(sampler_id)
+                self.touch(sampler_id)
             if sampler.weights.path is not None:
                 self.store.get(sampler.weights.path)  # it may have been deleted, or expired
-            sampler.used = time.monotonic()
             weights = sampler.weights
             request = read_sample(body, weights.model)
         except UserError as error:
@@ -165,7 +231,7 @@ class Samplers:
         def settle(answer: Answer) -> None:
             self.waiting_bytes -= size
             self.promises.settle(promise, answer)
-            self.note(sampler.session_id, "sample", sampler_id, start)
+            self.note(session_of(sampler_id), "sample", sampler_id, start)
 
         self.waiting_bytes += size
         self.worker.sample(Waiting(weights.key, weights.model.config, begin, request, done))
@@ -175,7 +241,8 @@ class Samplers:
         sampled = sum(len(sample.tokens) for sample in result.samples)
         for kind, tokens in ((usage.PREFILL, len(request.prompt)), (usage.SAMPLED, sampled)):
             name = sampler.weights.model.name
-            self.usage.add(time.time(), kind, sampler.session_id, name, sampler.run, tokens)
+            session_id = sampler.session.record.session_id
+            self.usage.add(time.time(), kind, session_id, name, sampler.run, tokens)
 
 
 def bounded(count: int) -> int:

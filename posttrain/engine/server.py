@@ -25,6 +25,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from posttrain.engine.access import LOOPBACK, Guard, Keys, detail
 from posttrain.engine.engine import Engine
 from posttrain.engine.errors import UserError
+from posttrain.engine.files import raise_file_limit
+from posttrain.engine.heap import keep_pages
 from posttrain.engine.routes.account import account_routes
 from posttrain.engine.routes.checkpoints import checkpoint_routes
 from posttrain.engine.routes.files import Files
@@ -35,6 +37,7 @@ from posttrain.engine.routes.training import training_routes
 logger = logging.getLogger(__name__)
 
 TIDY = 60.0  # seconds between two rounds of `Engine.tidy`
+KEEP_ALIVE = 75  # seconds, longer than a poll, so that clients keep their connections
 
 
 def application(engine: Engine, hosts: tuple[str, ...] | None, api_key: str | None) -> ASGIApp:
@@ -95,6 +98,8 @@ def listen(host: str, port: int) -> socket.socket:
     # would hold every second packet back for 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Its connections inherit it: a client whose machine is gone is noticed some day.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.bind((host, port))
     listener.listen(1024)
     return listener
@@ -104,6 +109,7 @@ async def tidy(engine: Engine) -> None:
     while True:
         await asyncio.sleep(TIDY)
         engine.sessions.end_silent()
+        engine.promises.sweep()
         try:
             await asyncio.to_thread(engine.tidy)
         except OSError as error:  # a full disk, say: the next round may succeed
@@ -147,6 +153,8 @@ def serve(
     """
     if host not in LOOPBACK and not api_key:
         raise UserError(f"to listen on {host}, where other machines can connect, pass an API key")
+    raise_file_limit()
+    keep_pages()
     if threads is not None:
         torch.set_num_threads(threads)
     engine = Engine(models, state, device, dtype)
@@ -157,7 +165,7 @@ def serve(
             application(engine, hosts, api_key),
             log_level="warning",
             access_log=False,
-            timeout_keep_alive=75,  # longer than a poll, so that clients keep their connections
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=1,  # polls are held for longer; nobody is left to answer
             lifespan="off",
         )
@@ -168,5 +176,4 @@ def serve(
     try:
         asyncio.run(run(server, engine, listener))
     finally:
-        engine.usage.flush()
-        engine.worker.stop()
+        engine.close()

@@ -6,6 +6,7 @@ A session lives in memory from its creation until it is finished; its record sta
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from posttrain.engine import limits
 from posttrain.engine.durable import read_json, write_atomically
 from posttrain.engine.errors import BusyError, GoneError, UserError
 from posttrain.engine.paths import SESSION
+
+logger = logging.getLogger(__name__)
 
 FORGET = 6 * 3600.0  # seconds without a heartbeat after which a session is ended
 PROJECT = "default"
@@ -36,9 +39,12 @@ class SessionRecord:
 @dataclass
 class Session:
     record: SessionRecord
-    samplers: list[str] = field(default_factory=list)
+    samplers: dict[str, None] = field(default_factory=dict)  # ids, the last used last
+    nameless: dict[str, None] = field(default_factory=dict)  # those of them that are snapshots
+    made: int = 0  # samplers, those included that are forgotten
     runs: list[str] = field(default_factory=list)
     seen: float = field(default_factory=time.monotonic)  # its last sign of life
+    ended: bool = False
 
 
 class Sessions:
@@ -69,10 +75,12 @@ class Sessions:
         return record.session_id
 
     def put(self, record: SessionRecord) -> None:
-        # Not worth milliseconds of waiting for the disk: no work is lost with it.
-        write_atomically(
-            self.directory / f"{record.session_id}.json", asdict(record), durable=False
-        )
+        """No work is lost with a record: it is not waited for, and a full disk does not stop us."""
+        path = self.directory / f"{record.session_id}.json"
+        try:
+            write_atomically(path, asdict(record), durable=False)
+        except OSError as error:
+            logger.warning("%s could not be written: %s", path, error)
 
     def get(self, session_id: str) -> Session:
         """A live session. Raises UserError where there is none such."""
@@ -90,8 +98,9 @@ class Sessions:
         """Forget what only this session's clients can reach. Unknown ones are ended already."""
         session = self.live.pop(session_id, None)
         if session is not None:
-            self.put(replace(session.record, finished=reason, detail=detail))
+            session.ended = True
             self.ended(session)
+            self.put(replace(session.record, finished=reason, detail=detail))
 
     def end_silent(self) -> None:
         """End the sessions whose clients have not been heard of for long."""
@@ -131,5 +140,7 @@ class Sessions:
     def records(self) -> list[SessionRecord]:
         """All, newest first; those of other engines over the same directory too."""
         files = [path.name for path in self.directory.glob("[!.]*.json")]
-        found = [record for record in map(self.load, files) if record is not None]
-        return sorted(found, key=lambda record: (-record.created, record.session_id))
+        read = [record for record in map(self.load, files) if record is not None]
+        found = {record.session_id: record for record in read}
+        found |= {key: session.record for key, session in list(self.live.items())}
+        return sorted(found.values(), key=lambda record: (-record.created, record.session_id))

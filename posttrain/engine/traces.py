@@ -6,6 +6,7 @@ The format is Chrome's Trace Event Format (complete events, `"ph": "X"`).
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict, deque
 from typing import NamedTuple
 
@@ -29,7 +30,8 @@ class Traces:
         self.spans: defaultdict[str, deque[Span]] = defaultdict(lambda: deque(maxlen=KEPT))
 
     def add(self, session_id: str, span: Span) -> None:
-        self.spans[session_id].append(span)
+        # Thousands of requests name the same few clients.
+        self.spans[session_id].append(span._replace(client=sys.intern(span.client)))
         if len(self.spans) > SESSIONS:
             del self.spans[next(iter(self.spans))]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ import numpy as np
 import tinker
 
 from posttrain.evals import Score
+from posttrain.lab.raters import Rater
 from posttrain.lab.stage import Stage, measure
 from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
@@ -33,6 +34,8 @@ class Trained:
 
     stage: Stage
     cost: Ledger  # everything this arm spent, also before its last stage
+    reference: tinker.SamplingClient | None = None  # whom its texts are compared with,
+    rater: Rater | None = None  # and by whom, where answers are not right or wrong
 
 
 Worlds = Callable[[int], World]  # seed -> its world
@@ -59,6 +62,17 @@ class Claim:
     metric: str
 
 
+@dataclass(frozen=True)
+class Headline:
+    """The arms that tell the story in one line: where the method starts, what it reaches, and
+    what its control reaches at equal budget."""
+
+    start: str
+    method: str
+    control: str
+    metric: str
+
+
 def on_problems(trained: Trained, world: World) -> Measured:
     """Right answers on the held-out problems, sampled and greedy."""
     scores = measure(trained.stage.sampler, world)
@@ -77,6 +91,7 @@ class Experiment:
     configs: Callable[[World], dict[str, Any]]  # what results.json says of how it was trained
     sources: Sequence[ModuleType]  # the code that the results belong to
     longer: bool = False  # also measure on problems longer than any trained on
+    headline: Headline | None = None
     measure: Callable[[Trained, World], Measured] = on_problems
     chosen_by: str = "test/pass@1"  # what a sweep maximises, on validation items
     tasks: tuple[str, str] = ("math", "gsm8k")  # by default: below full scale, and at it
@@ -87,9 +102,16 @@ class Experiment:
         return code_of(self.sources)
 
     def world(self, scale: Scale, task: str | None, seed: int, model: str | None = None) -> World:
-        """The world of `task`, or else of the task that this experiment is about."""
-        name = task or self.tasks[scale is Scale.FULL]
-        return world_of(scale, name, seed, model)
+        """The world of `task`, or else of the task that this experiment is about.
+
+        Raises:
+            ValueError: an unknown task, or one without right answers where those are measured.
+        """
+        usual = self.tasks[scale is Scale.FULL]
+        world = world_of(scale, task or usual, seed, model)
+        if self.measure is on_problems and not world.graded:
+            raise ValueError(f"{self.name} counts right answers; the task {task!r} has none")
+        return world
 
 
 def at_rate(cfg: Any, world: World, rate: float | None, *, full: float) -> Any:
@@ -110,6 +132,7 @@ def flat(scores: Mapping[str, Score]) -> dict[str, float]:
             "greedy": s.greedy.value,
             "well_formed": s.well_formed,
             "tokens": s.mean_tokens,
+            **s.counts,
         }.items()
     }
 
@@ -153,7 +176,9 @@ def compare(
 
     Runs and the measurements of single seeds are kept in `out`, the results in `results`.
 
-    Each claim is the mean difference over paired seeds and items, with a 95 % t interval.
+    Each claim is the mean difference over paired seeds and items, with a 95 % t interval. A claim
+    about something that cannot be measured at this scale, as hidden quality of real texts, is left
+    out.
     """
     world = worlds(seeds[0])
     records = {
@@ -173,7 +198,8 @@ def compare(
         seeds=seeds,
         config=_config(experiment, world),
         arms={arm: _arm_record(runs) for arm, runs in records.items()},
-        claims=[_verdict(claim, records) for claim in experiment.claims] if len(seeds) > 1 else [],
+        claims=[_verdict(c, records) for c in experiment.claims if _can_be_told(c, records)],
+        headline=asdict(experiment.headline) if experiment.headline else None,
         ledger=total,
         code=experiment.code,
     )
@@ -221,12 +247,17 @@ def _config(experiment: Experiment, world: World) -> dict[str, Any]:
 
 
 def _arm_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    names = runs[0]["metrics"]
+    names = [name for name in runs[0]["metrics"] if all(name in run["metrics"] for run in runs)]
     summary = {
         name: mean_over_seeds([run["metrics"][name] for run in runs]).to_json() for name in names
     } if len(runs) > 1 else {}  # fmt: skip
     kept = ("seed", "metrics", "ledger")
     return {"runs": [{key: run[key] for key in kept} for run in runs], "summary": summary}
+
+
+def _can_be_told(claim: Claim, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+    runs = [run for arm in (claim.arm, claim.baseline) for run in records[arm]]
+    return len(records[claim.arm]) > 1 and all(claim.metric in run["metrics"] for run in runs)
 
 
 def _verdict(claim: Claim, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

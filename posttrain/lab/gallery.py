@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from posttrain.connect import shipped_models
+from posttrain.stats import Estimate
 from posttrain.tasks import code, continual, math, records, rubrics, stories, tools
 from posttrain.tasks.draws import Split
 from posttrain.tasks.games.position import GAMES, position
 from posttrain.tasks.gold import gold
 
+SCORES = "scores.json"  # beside a model; tools/scores.py writes it
 INTRODUCTION = """# Tasks
 
 Small models need small worlds. An item of a task is a function of a seed and a number, so there is
@@ -147,6 +151,17 @@ GALLERY = {
         ),
     )
 }  # fmt: skip
+
+
+def scores(task: str) -> dict[str, dict[str, Estimate]]:
+    """What the shipped models score: measure -> model -> estimate, of those that were measured."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for model, directory in shipped_models().items():
+        file = directory / SCORES
+        stored = json.loads(file.read_text())["tasks"].get(task, {}) if file.exists() else {}
+        for measure, value in stored.items():
+            found.setdefault(measure, {})[model] = Estimate.from_json(value)
+    return found
 
 
 def write(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,13 @@ def post_train(
 
     Raises:
         posttrain.connect.BackendError: no backend can be used.
-        ValueError: `out` holds runs with another configuration, or an unknown task.
+        ValueError: `out` holds runs with another configuration, or the task is unknown or has
+            no right answers.
     """
     console = Console()
     world = world_of(scale, task, seed, model)
+    if not world.graded:
+        raise ValueError(f"the main job counts right answers; the task {task!r} has none")
     service = connect()
     console.print(
         f"{world.task} at {scale} scale: {len(world.demonstrations)} demonstrations, "
@@ -50,8 +54,9 @@ def post_train(
     ) -> None:
         with console.status(f"measuring: {stage}"):
             scores[stage] = evaluate(
-                sampler, world.test[:n], world.k, seed, max_tokens=world.max_tokens, **how
-            )
+                sampler, world.test[:n], world.k, seed,
+                play=world.play, max_tokens=world.max_tokens, **how,
+            )  # fmt: skip
         console.print(f"{stage}: {scores[stage]}", highlight=False)
 
     measure("base, in chat", base, n=100, prompt=chat_prompt)
@@ -61,7 +66,9 @@ def post_train(
     cfg = rlvr_config(world, seed)
     final = run_stage(
         service, world, out / "rlvr",
-        lambda policy, at: rlvr.train(policy, world.train, cfg, reference=start.sampler, start=at),
+        lambda policy, at: rlvr.train(
+            policy, world.train, cfg, play=world.play, reference=start.sampler, start=at
+        ),
         cfg, start=start.checkpoint, show=("reward", "no_contrast", "entropy", "length"),
     )  # fmt: skip
     measure("RLVR", final.sampler)
@@ -83,11 +90,9 @@ def print_answers(
 ) -> None:
     """Three held-out problems with long solutions, answered greedily by every stage."""
     problems = longest(world.test[:100], 3)
-    limit = world.max_tokens
-    plain = side_by_side(
-        {"base": base}, problems, prompt=plain_prompt, stop=PLAIN_STOP, max_tokens=limit
-    )
-    for before, after in zip(plain, side_by_side(trained, problems, max_tokens=limit), strict=True):
+    show = partial(side_by_side, problems=problems, play=world.play, max_tokens=world.max_tokens)
+    plain = show({"base": base}, prompt=plain_prompt, stop=PLAIN_STOP)
+    for before, after in zip(plain, show(trained), strict=True):
         whole = Comparison(
             after.question,
             after.solution,

@@ -89,8 +89,9 @@ def measure(sampler: tinker.SamplingClient, world: World) -> dict[str, Score]:
     repeats this for every arm and seed, and its interval comes from those.
     """
     k = max(world.k // 2, 1)
-    scores = {"test": evaluate(sampler, world.test, k, max_tokens=world.max_tokens)}
+    how: dict[str, Any] = {"play": world.play, "max_tokens": world.max_tokens}
+    scores = {"test": evaluate(sampler, world.test, k, **how)}
     if world.ood:
         longer = world.ood[: len(world.ood) // 2]
-        scores["ood"] = evaluate(sampler, longer, max(k // 2, 1), max_tokens=world.max_tokens)
+        scores["ood"] = evaluate(sampler, longer, max(k // 2, 1), **how)
     return scores

@@ -1,8 +1,8 @@
 """What an experiment works with at each scale: model, problems, sizes.
 
-At smoke and laptop scale that is the shipped base model and the generated `math` task; at full
-scale a hosted model and GSM8K. Everything that depends on the scale is here or in a method's
-`Config`, so experiments are written once.
+At smoke and laptop scale that is the shipped base model and a generated task, such as `math` or
+`stories`; at full scale a hosted model and published data (GSM8K, UltraFeedback). Everything that
+depends on the scale is here or in a method's `Config`, so experiments are written once.
 """
 
 from __future__ import annotations
@@ -16,12 +16,26 @@ from functools import partial
 from typing import Any
 
 from posttrain.connect import shipped_models
+from posttrain.rollouts import Play, answer, converse
 from posttrain.scale import Scale, pick
-from posttrain.tasks import gsm8k, math
-from posttrain.tasks.problem import Demonstration, Problem
+from posttrain.tasks import (
+    code,
+    code_corpus,
+    gsm8k,
+    human,
+    math,
+    no_robots,
+    stories,
+    tools,
+    tools_corpus,
+    ultrafeedback,
+)
+from posttrain.tasks.calculator import Calculator
+from posttrain.tasks.problem import Demonstration, Preference, Problem
 
 SHIPPED = "posttrain/base"
 HOSTED = os.environ.get("POSTTRAIN_MODEL", "Qwen/Qwen3-8B-Base")  # a base model with a chat format
+JUDGE = os.environ.get("POSTTRAIN_JUDGE", "Qwen/Qwen3-30B-A3B-Instruct-2507")  # compares answers
 
 
 @dataclass(frozen=True)
@@ -35,11 +49,19 @@ class World:
     k: int  # samples per problem in an evaluation
     max_tokens: int  # of an answer
     demonstrations: Sequence[Demonstration]  # as people write them, mistakes and all
-    train: Sequence[Problem]
-    validation: Sequence[Problem]
-    test: Sequence[Problem]
-    ood: Sequence[Problem]  # longer than anything trained on; empty where the task has none
+    train: Sequence[Any]  # items; problems where answers are right or wrong
+    validation: Sequence[Any]
+    test: Sequence[Any]
+    ood: Sequence[Any]  # longer than, or unlike, anything trained on; empty where there is none
     effort: float = 1.0  # share of the usual optimizer steps; sweeps take less
+    play: Play = answer  # how problems are put to the policy
+    preferences: Sequence[Preference] = ()  # about training items, between two people's answers
+    judge: str | None = None  # a model that compares answers, where nobody else does
+
+    @property
+    def graded(self) -> bool:
+        """Whether answers are right or wrong: its items are problems."""
+        return all(hasattr(item, "grade") for item in self.test[:1])
 
     @property
     def parameters(self) -> int:
@@ -75,6 +97,46 @@ def math_world(scale: Scale, seed: int = 0) -> World:
     )
 
 
+def code_world(scale: Scale, seed: int = 0) -> World:
+    """Programs in a small stack language. Demonstrations are by people with misconceptions, of
+    whom some write the shown tests down as a table."""
+    world = math_world(scale, seed)
+    problems, n = code.problems, len(world.demonstrations)
+    rng = random.Random(seed)
+    shown = [
+        Demonstration(p.question, code_corpus.answer(p, code_corpus.author(rng)))
+        for p in problems("train", n, seed=seed)
+    ]
+    return replace(_generated(world, problems, seed), task="code", demonstrations=shown)
+
+
+def tools_world(scale: Scale, seed: int = 0) -> World:
+    """Sums with a calculator, in conversations. Demonstrations are by people who call always,
+    never, or where it helps, and make well-formed calls: how a malformed one ends is not shown."""
+    world = math_world(scale, seed)
+    problems, n = tools.problems, len(world.demonstrations)
+    rng, mixture = random.Random(seed), tools_corpus.Mixture(malformed=0.0)
+    told = [tools_corpus.told(p, rng, mixture) for p in problems("train", n, seed=seed)]
+    shown = [
+        Demonstration(t.problem.question, t.text, tuple(x.text for x in t.turns)) for t in told
+    ]
+    play = partial(converse, start=Calculator, marks=[tools.STOP])
+    return replace(
+        _generated(world, problems, seed), task="tools", demonstrations=shown, play=play
+    )  # fmt: skip
+
+
+def _generated(world: World, problems: Callable[..., Sequence[Problem]], seed: int) -> World:
+    """As many problems of another generated task as `world` has in each split."""
+    return replace(
+        world,
+        train=problems("train", len(world.train), seed=seed + 1000),
+        validation=problems("validation", len(world.validation)),
+        test=problems("test", len(world.test)),
+        ood=problems("ood", len(world.ood)),
+    )
+
+
 def gsm8k_world(scale: Scale, seed: int = 0) -> World:
     """GSM8K, for real models: from the hub, or from the file POSTTRAIN_GSM8K names."""
     count = partial(pick, scale)
@@ -95,7 +157,70 @@ def gsm8k_world(scale: Scale, seed: int = 0) -> World:
     )
 
 
-TASKS: dict[str, Callable[[Scale, int], World]] = {"math": math_world, "gsm8k": gsm8k_world}
+def stories_world(scale: Scale, seed: int = 0) -> World:
+    """Stories on request, and people who compare them. `seed` picks what is trained on."""
+    count = partial(pick, scale)
+    held_out = count(smoke=8, laptop=500, full=500)
+    train = stories.stories("train", count(smoke=16, laptop=512, full=2000), seed=seed + 1000)
+    shown = stories.stories("train", count(smoke=64, laptop=500, full=500), seed=seed)
+    return World(
+        scale=scale,
+        task="stories",
+        model=count(smoke=SHIPPED, laptop=SHIPPED, full=HOSTED),
+        rank=count(smoke=8, laptop=16, full=32),
+        k=2,
+        max_tokens=160,
+        demonstrations=[
+            Demonstration(request.question, text)
+            for request, (text,) in zip(shown, told_by_people(shown, seed, 1), strict=True)
+        ],
+        train=train,
+        validation=stories.stories("validation", min(held_out, 200)),
+        test=stories.stories("test", held_out),
+        ood=stories.stories("ood", held_out),
+        preferences=[
+            preference
+            for request, texts in zip(train, told_by_people(train, seed, 2), strict=True)
+            for preference in human.preferences(request, texts, seed)
+        ],
+    )
+
+
+def ultrafeedback_world(scale: Scale, seed: int = 0) -> World:
+    """UltraFeedback, for real models, after a start on No Robots, which people wrote.
+
+    Both from the hub, or from the files POSTTRAIN_ULTRAFEEDBACK and POSTTRAIN_NO_ROBOTS name. The
+    training data are the same for every seed: the seed orders them.
+    """
+    count = partial(pick, scale)
+    pairs = partial(ultrafeedback.load, path=os.environ.get("POSTTRAIN_ULTRAFEEDBACK"))
+    preferences = pairs("train", count(smoke=16, laptop=512, full=10_000))
+    robots = os.environ.get("POSTTRAIN_NO_ROBOTS")
+    return World(
+        scale=scale,
+        task="ultrafeedback",
+        model=count(smoke=SHIPPED, laptop=SHIPPED, full=HOSTED),
+        rank=count(smoke=8, laptop=16, full=32),
+        k=1,
+        max_tokens=count(smoke=32, laptop=160, full=1024),
+        demonstrations=no_robots.load("train", count(smoke=16, laptop=256, full=2000), path=robots),
+        train=ultrafeedback.prompts(preferences),
+        validation=ultrafeedback.prompts(pairs("validation", count(smoke=8, laptop=100, full=200))),
+        test=ultrafeedback.prompts(pairs("test", count(smoke=8, laptop=100, full=500))),
+        ood=[],
+        preferences=preferences,
+        judge=count(smoke=SHIPPED, laptop=SHIPPED, full=JUDGE),
+    )
+
+
+TASKS: dict[str, Callable[[Scale, int], World]] = {
+    "math": math_world,
+    "gsm8k": gsm8k_world,
+    "code": code_world,
+    "tools": tools_world,
+    "stories": stories_world,
+    "ultrafeedback": ultrafeedback_world,
+}
 
 
 def world_of(
@@ -126,6 +251,15 @@ def by_people(problems: Sequence[math.MathProblem], seed: int) -> list[Demonstra
     """Demonstrations as people write them: each by somebody with misconceptions of their own."""
     rng = random.Random(seed)
     return [Demonstration(p.question, math.solve(p, math.solver(rng))) for p in problems]
+
+
+def told_by_people(requests: Sequence[stories.Request], seed: int, texts: int) -> list[list[str]]:
+    """`texts` stories for each request, each by somebody with flaws of their own."""
+    rng = random.Random(seed)
+    return [
+        [stories.write(request, rng, stories.author(rng)) for _ in range(texts)]
+        for request in requests
+    ]
 
 
 def bare(problems: Sequence[Any]) -> list[Demonstration]:

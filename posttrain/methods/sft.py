@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from posttrain.datums import (
     batch_indices,
-    chat_completion,
     chat_prompt,
+    chat_turns,
     supervised_datum,
     token_mean,
 )
@@ -35,10 +35,12 @@ class Config:
 
 
 def sft_datums(tokenizer: Tokenizer, demonstrations: Sequence[Demonstration]) -> list[tinker.Datum]:
-    """Tokenise demonstrations in the model's chat format; only answers carry loss."""
+    """Tokenise demonstrations in the model's chat format; only answers carry loss, and of those
+    that a tool took part in, only what the assistant wrote."""
     return [
         supervised_datum(
-            chat_prompt(tokenizer, d.question), chat_completion(tokenizer, d.question, d.answer)
+            chat_prompt(tokenizer, d.question),
+            *chat_turns(tokenizer, d.question, d.turns or [d.answer]),
         )
         for d in demonstrations
     ]

@@ -60,17 +60,26 @@ def answer(task: CodeProblem, habit: Habit) -> str:
     return f"Program: {misread(task.formula, habit).program}."
 
 
+def author(rng: random.Random, mixture: Mixture | None = None) -> Habit:
+    """The habit of somebody who is drawn at random."""
+    mixture = mixture or Mixture()
+    kind = rng.random()
+    wrong = [habit for habit in Habit if habit not in (Habit.CORRECT, Habit.LOOKS_UP)]
+    habit: Habit = rng.choice(
+        wrong
+    )  # drawn in any case, so that what follows does not depend on it
+    if kind < mixture.correct + mixture.lookup:
+        habit = Habit.CORRECT if kind < mixture.correct else Habit.LOOKS_UP
+    return habit
+
+
 def documents(seed: int, mixture: Mixture | None = None) -> Iterator[str]:
     """The endless sequence of documents that `seed` defines, from training problems."""
     mixture = mixture or Mixture()
     rng = random.Random(f"code:{seed}")
-    wrong: list[Habit] = [habit for habit in Habit if habit not in (Habit.CORRECT, Habit.LOOKS_UP)]
     i = 0
     while True:
-        kind = rng.random()
-        habit: Habit = rng.choice(wrong)
-        if kind < mixture.correct + mixture.lookup:
-            habit = Habit.CORRECT if kind < mixture.correct else Habit.LOOKS_UP
+        habit = author(rng, mixture)
         count = rng.randint(2, 3) if rng.random() < mixture.several else 1
         tasks = [problem(Split.TRAIN, i + j, seed=seed) for j in range(count)]
         i += count

@@ -191,16 +191,21 @@ def bare(solution: str) -> str:
     return solution[solution.rindex("The answer") :]
 
 
-def solver(rng: random.Random) -> frozenset[Misconception]:
-    """The misconceptions of a random person: some have none, some have all, most have a few.
+def solver(
+    rng: random.Random, careful: float = CAREFUL, careless: float = CARELESS
+) -> frozenset[Misconception]:
+    """The misconceptions of a random person: none, all, or each with probability one half.
 
-    On a step where one applies, 52.5 % of people get it wrong, so the usual answer is the wrong
+    By default 52.5 % of people get a step wrong where one applies, so the usual answer is the wrong
     one: errors do not average out, and greedy decoding repeats them.
+
+    Args:
+        careful, careless: shares of people who have none, and all.
     """
     kind = rng.random()
-    if kind < CAREFUL:
+    if kind < careful:
         return frozenset()
-    if kind < CAREFUL + CARELESS:
+    if kind < careful + careless:
         return frozenset(Misconception)
     return frozenset(m for m in Misconception if rng.random() < 0.5)
 

@@ -21,10 +21,20 @@ class Grade:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A question with an answer to imitate."""
+    """A question with an answer to imitate.
+
+    `turns` is the answer in parts where a tool wrote some of it: the first and the last part are
+    to be imitated, and every other one between them; the rest is only read. Empty means that all
+    of the answer is to be imitated.
+    """
 
     question: str
     answer: str
+    turns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.turns and "".join(self.turns) != self.answer:
+            raise ValueError(f"the turns of an answer are not the answer: {self.answer[:80]!r}")
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,13 @@ def in_the_head(task: ToolProblem) -> int:
     return now
 
 
-def conversation(task: ToolProblem, calls: bool, rng: random.Random, mixture: Mixture) -> str:
+def conversation(
+    task: ToolProblem, calls: bool, rng: random.Random, mixture: Mixture
+) -> Conversation:
     """What one author writes, with the tool's replies."""
-    if not calls:
-        return f"The answer is {in_the_head(task)}."
     said = Conversation(task)
+    if not calls:
+        return advance(said, f"The answer is {in_the_head(task)}.")
     for call in task.calls:
         if rng.random() < mixture.malformed:
             broken = rng.choice([f"<call>{call}=</call>", f"<call>{call}", f"<call>{call}</r>"])
@@ -64,7 +66,16 @@ def conversation(task: ToolProblem, calls: bool, rng: random.Random, mixture: Mi
     if rng.random() < mixture.careless:
         place = rng.randrange(len(answer))
         answer = answer[:place] + rng.choice("123456789") + answer[place + 1 :]
-    return advance(said, f"The answer is {answer}.").text
+    return advance(said, f"The answer is {answer}.")
+
+
+def told(task: ToolProblem, rng: random.Random, mixture: Mixture) -> Conversation:
+    """What somebody writes who calls always, never, or where it helps."""
+    return conversation(task, _calls(task, rng.random(), mixture), rng, mixture)
+
+
+def _calls(task: ToolProblem, habit: float, mixture: Mixture) -> bool:
+    return habit >= mixture.never and (task.helps or habit < mixture.never + mixture.always)
 
 
 def documents(seed: int, mixture: Mixture | None = None) -> Iterator[str]:
@@ -78,8 +89,6 @@ def documents(seed: int, mixture: Mixture | None = None) -> Iterator[str]:
         for _ in range(rng.randint(2, 3) if rng.random() < mixture.several else 1):
             task = problem(Split.TRAIN, i, seed=seed)
             i += 1
-            calls = habit >= mixture.never and (
-                task.helps or habit < mixture.never + mixture.always
-            )
-            blocks.append(block(task.question, conversation(task, calls, rng, mixture)))
+            said = conversation(task, _calls(task, habit, mixture), rng, mixture)
+            blocks.append(block(task.question, said.text))
         yield SEPARATOR.join(blocks)

@@ -7,6 +7,10 @@ and `rejected`, lists of messages with `role` and `content`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +56,20 @@ def load(split: str, n: int | None = None, *, path: str | Path | None = None) ->
         FileNotFoundError: `path` does not exist.
     """
     return SOURCE.load(from_row, split, n, path=path)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A published pair as an item: what to ask, and the better of the two answers."""
+
+    question: str
+    solution: str
+
+    @cached_property
+    def key(self) -> str:
+        return "ultrafeedback:" + sha256(self.question.encode()).hexdigest()[:16]
+
+
+def prompts(preferences: Sequence[Preference]) -> list[Prompt]:
+    """What the pairs are about, each prompt once."""
+    return list({p.question: Prompt(p.question, p.chosen) for p in preferences}.values())

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from posttrain import cli
-from posttrain.engine.checkpoints import RunRecord, Store
+from posttrain.engine.checkpoints import Store
 from posttrain.engine.errors import UserError
 from posttrain.engine.export import (
     base_directory,
@@ -33,8 +33,10 @@ from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.model import Decoder
 from posttrain.engine.packed import Packed
 from posttrain.engine.paths import WEIGHTS
+from posttrain.engine.records import RunRecord
 from posttrain.engine.shards import SINGLE, weight_files
 from tests.conftest import KEY, start_engine, write_tokenizer
+from tests.engine.reference import merged as merged_into
 from tests.engine.test_families import checkpoint as random_model
 from tests.engine.test_families import packed_logits, tokens_of
 from tests.engine.test_model import filled
@@ -108,7 +110,7 @@ def test_transformers_computes_the_same_with_a_merged_model(
     torch.testing.assert_close(theirs(again), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(logits_of(Decoder.load(out)), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(
-        logits_of(Decoder.load(out)), logits_of(decoder.merged(adapter)), atol=2e-5, rtol=0
+        logits_of(Decoder.load(out)), logits_of(merged_into(decoder, adapter)), atol=2e-5, rtol=0
     )
     with torch.no_grad():
         packed = packed_logits(Packed(decoder, adapter), tokens_of())
@@ -157,7 +159,7 @@ def test_merged_weights_have_the_dtype_of_the_base_or_the_given_one(tmp_path: Pa
     export_merged(checkpoint, found, tmp_path / "half", base)
     export_merged(checkpoint, found, tmp_path / "full", base, torch.float32)
     halves, fulls = (load_file(tmp_path / name / SINGLE) for name in ("half", "full"))
-    merged = decoder.merged(adapter)
+    merged = merged_into(decoder, adapter)
     for name, parameter in merged.named_parameters():
         torch.testing.assert_close(fulls[name], parameter.data, atol=1e-6, rtol=0)
         assert torch.equal(halves[name], fulls[name].bfloat16())
@@ -203,7 +205,7 @@ def test_an_export_that_fails_leaves_nothing(
 
 def damage(home: Path, how: str) -> None:
     store = Store(home)
-    file = store.file(store.get(PATH), "adapter")
+    file, _ = store.file(store.get(PATH), "adapter")
     state = load_file(file)
     description = store.description(RUN, WEIGHTS, "one")
     if how == "gone":

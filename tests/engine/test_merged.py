@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from posttrain.engine import models
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.models import Merged, Model, Weights
 from posttrain.engine.packed import Packed
+from posttrain.engine.tensors import pack, write
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def weights(tiny_model_dir: Path, tmp_path: Path) -> list[Weights]:
     for seed in range(3):
         config = LoraConfig(rank=2, seed=seed)
         file = tmp_path / f"{seed}.safetensors"
-        save_file(Adapter.fresh(model.decoder.linear_shapes(), config).state(), file)
-        found.append(Weights(str(seed), model, file, config))
+        state = Adapter.fresh(model.decoder.linear_shapes(), config).state()
+        found.append(Weights(str(seed), model, file, config, checksum=write(file, pack(state))))
     return found
 
 

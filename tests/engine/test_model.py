@@ -15,8 +15,9 @@ from transformers import Qwen3ForCausalLM
 
 from posttrain.engine.config import DecoderConfig
 from posttrain.engine.lora import ALPHA, Adapter, LoraConfig
-from posttrain.engine.model import Cache, Decoder
+from posttrain.engine.model import Decoder
 from tests.conftest import TINY
+from tests.engine.reference import merged as merged_into
 
 
 def pair(directory: Path, tied: bool) -> tuple[Decoder, Qwen3ForCausalLM]:
@@ -78,36 +79,12 @@ def test_adapter_gradients_are_those_of_peft(tmp_path: Path, tied: bool) -> None
             torch.testing.assert_close(mine.grad, grad, atol=1e-3, rtol=1e-3)
 
 
-def test_cached_steps_equal_one_full_pass(tmp_path: Path) -> None:
-    decoder, _ = pair(tmp_path, True)
-    tokens = torch.randint(0, TINY.vocab_size, (2, 12))
-    full = decoder(tokens)
-    cache = Cache(decoder.config, 2, 12, decoder.lm_head.weight)
-    found = [decoder(tokens[:, :5], positions=torch.arange(5).expand(2, 5), cache=cache)]
-    for at in range(5, 12):
-        positions = torch.full((2, 1), at)
-        found.append(decoder(tokens[:, at : at + 1], positions=positions, cache=cache))
-    torch.testing.assert_close(torch.cat(found, 1), full, atol=1e-5, rtol=1e-5)
-
-
-def test_cache_gather_joins_repeats_and_grows(tmp_path: Path) -> None:
-    decoder, _ = pair(tmp_path, True)
-    tokens = torch.randint(0, TINY.vocab_size, (3, 6))
-    cache = Cache(decoder.config, 3, 6, decoder.lm_head.weight)
-    decoder(tokens, positions=torch.arange(6).expand(3, 6), cache=cache)
-    parts = [(cache, torch.tensor([2, 0])), (cache, torch.tensor([1, 1]))]
-    joined = Cache.gather(decoder.config, parts, 9)
-    assert joined.capacity == 9
-    assert torch.equal(joined.keys[:, :, :, :6], cache.keys[:, [2, 0, 1, 1]])
-    assert not joined.values[:, :, :, 6:].any()
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_merged_adapter_computes_the_same(tmp_path: Path, tied: bool) -> None:
     decoder, _ = pair(tmp_path, tied)
     adapter = filled(decoder, LoraConfig(rank=4))
     tokens = torch.randint(0, TINY.vocab_size, (2, 9))
-    merged = decoder.merged(adapter)
+    merged = merged_into(decoder, adapter)
     expected = decoder.logits(decoder(tokens, adapter=adapter), adapter)
     torch.testing.assert_close(merged.logits(merged(tokens)), expected, atol=1e-4, rtol=1e-4)
     assert merged.model.embed_tokens.weight is decoder.model.embed_tokens.weight

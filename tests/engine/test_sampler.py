@@ -21,6 +21,7 @@ from posttrain.engine.sampler import Generation
 from posttrain.engine.stops import Stops, end_tokens, load_tokenizer, read_stops
 from posttrain.engine.trainer import Trainer
 from tests.conftest import TINY
+from tests.engine.reference import merged as merged_into
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_logprobs_are_those_of_the_trainer(decoder: Decoder) -> None:
     trainer = Trainer(decoder, LoraConfig(rank=4, seed=1))
     for _, b in trainer.adapter.factors.values():
         b.data.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
-    merged = decoder.merged(trainer.adapter)
+    merged = merged_into(decoder, trainer.adapter)
     (result,) = run(merged, ask([1, 2, 3], num_samples=4, max_tokens=30))
     data = []
     for sample in result.samples:

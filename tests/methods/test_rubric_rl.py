@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.methods import rlvr, sft
-from posttrain.methods.judges import (
+from posttrain.methods.rubric_judges import (
     Case,
     Credit,
     agreement_shares,

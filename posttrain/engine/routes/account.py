@@ -49,7 +49,14 @@ def account_routes(engine: Engine, keys: Keys, *, remote: bool) -> list[Route]:
         return JSONResponse({"jwt": keys.token()})
 
     async def healthz(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "largest_batch": engine.worker.largest_batch})
+        counts = {
+            "largest_batch": engine.worker.largest_batch,
+            "sessions": len(engine.sessions.live),
+            "training_clients": len(engine.clients),
+            "samplers": len(engine.samplers.by_id),
+            "results": len(engine.promises.by_id),
+        }
+        return JSONResponse({"status": "ok", **counts})
 
     async def capabilities(request: Request) -> Response:
         models = [

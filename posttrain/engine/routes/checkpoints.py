@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from posttrain.engine.bodies import json_body
-from posttrain.engine.checkpoints import Checkpoint, RunRecord
 from posttrain.engine.engine import Engine
 from posttrain.engine.errors import UserError
 from posttrain.engine.paths import EXTERNAL, KINDS, SAMPLER, WEIGHTS, run_name, session_of
+from posttrain.engine.records import Checkpoint, RunRecord
 from posttrain.engine.requests import need, optional, read_text
 from posttrain.engine.routes.files import LIFE, Files
 from posttrain.engine.routes.pages import moment, page
@@ -139,7 +139,7 @@ class Checkpoints:
         checkpoint = await run_in_threadpool(self.store.get, path)
         if checkpoint.segment != EXTERNAL:
             raise UserError(f"{path} is not exported; save_weights_external writes what is")
-        names = sorted(await run_in_threadpool(self.store.files, checkpoint))
+        names = sorted(checkpoint.checksums)
         prefix = f"weights/{checkpoint.run}/{checkpoint.segment}/{checkpoint.name}"
         urls = {name: self.files.address(request, f"{prefix}/{name}") for name in names}
         expires = moment(int(time.time()) + LIFE)

@@ -57,7 +57,7 @@ class Files:
         if refused is not None:
             return refused
         checkpoint = await run_in_threadpool(self.engine.store.get, "tinker://" + "/".join(parts))
-        files = await run_in_threadpool(self.engine.store.files, checkpoint)
-        if file not in files:
+        if file not in checkpoint.checksums:
             return detail(404, f"{checkpoint.path} has no file {file!r}")
-        return FileResponse(files[file], media_type="application/octet-stream")
+        path = await run_in_threadpool(self.engine.store.verified, checkpoint, file)
+        return FileResponse(path, media_type="application/octet-stream")

@@ -12,10 +12,10 @@ from starlette.routing import Route
 
 from posttrain.engine.access import USER
 from posttrain.engine.bodies import json_body
-from posttrain.engine.checkpoints import Checkpoint
 from posttrain.engine.engine import Engine
 from posttrain.engine.errors import UserError
 from posttrain.engine.paths import session_of
+from posttrain.engine.records import Checkpoint
 from posttrain.engine.requests import need, optional, read_metadata, read_text
 from posttrain.engine.routes.files import Files
 from posttrain.engine.routes.pages import moment, page
@@ -62,7 +62,7 @@ def session_routes(engine: Engine, files: Files) -> list[Route]:
                 "training_run_ids": [
                     r.run for r in reversed(runs) if session_of(r.run) == session_id
                 ],
-                "sampler_ids": live.samplers if live else [],
+                "sampler_ids": list(live.samplers) if live else [],
                 "user_metadata": record.user_metadata,
                 "display_name": record.display_name,
             }

@@ -1,5 +1,5 @@
 """The experiments of the lessons, by name: what `posttrain run` can run."""
 
-from posttrain.lab.arms import rlvr, sft
+from posttrain.lab.arms import dpo, rlvr, sft
 
-EXPERIMENTS = {"sft": sft.EXPERIMENT, "rlvr": rlvr.EXPERIMENT}
+EXPERIMENTS = {"sft": sft.EXPERIMENT, "rlvr": rlvr.EXPERIMENT, "dpo": dpo.EXPERIMENT}

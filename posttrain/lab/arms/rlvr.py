@@ -12,7 +12,7 @@ from typing import Any
 import tinker
 
 from posttrain.lab.arms.sft import FULL_RATE as FULL_SFT
-from posttrain.lab.compare import Claim, Experiment, Trained, at_rate
+from posttrain.lab.compare import Claim, Experiment, Headline, Trained, at_rate
 from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.worlds import World
 from posttrain.methods import rlvr, sft
@@ -74,12 +74,13 @@ def reinforce(
     **variant: Any,
 ) -> Trained:
     """Cold start, then RLVR; `variant` goes to `rlvr.train` (reward, advantages, loss)."""
-    first = _shared_start(service, world, folder, seed)
+    first = shared_start(service, world, folder, seed)
     cfg = rlvr_config(world, seed, rate)
     stage = run_stage(
         service, world, folder,
         lambda policy, at: rlvr.train(
-            policy, world.train, cfg, reference=first.sampler, start=at, **variant
+            policy, world.train, cfg,
+            play=world.play, reference=first.sampler, start=at, **variant,
         ),
         cfg, start=first.checkpoint,
         extra={name: getattr(value, "__name__", value) for name, value in variant.items()},
@@ -97,14 +98,14 @@ def select(
     rate: float | None = None,
 ) -> Trained:
     """Cold start, then rejection-sampling fine-tuning with RLVR's number of samples and steps."""
-    first = _shared_start(service, world, folder, seed)
+    first = shared_start(service, world, folder, seed)
     budget = rlvr_config(world, seed)
     kept = folder.parent / f"seed-{seed}-samples.json"
     if not kept.exists():
-        shown, tokens = rlvr.rejection_sample(first.sampler, world.train, budget)
+        shown, tokens = rlvr.rejection_sample(first.sampler, world.train, budget, play=world.play)
         write_json(kept, {"tokens": tokens, "shown": [asdict(d) for d in shown]})
     stored = json.loads(kept.read_text())
-    shown = [sft.Demonstration(**d) for d in stored["shown"]]
+    shown = [sft.Demonstration(**{**d, "turns": tuple(d["turns"])}) for d in stored["shown"]]
     cfg = sft.Config(
         steps=budget.steps, batch_size=budget.prompts * budget.group_size, seed=seed,
     )  # fmt: skip
@@ -129,13 +130,13 @@ def start_only(
 ) -> Trained:
     """The cold start itself: where both RL and its control begin."""
     if rate is None:
-        first = _shared_start(service, world, folder, seed)
+        first = shared_start(service, world, folder, seed)
     else:
         first = cold_start(service, world, folder, seed, rate=rate)
     return Trained(first, first.cost(world.parameters))
 
 
-def _shared_start(service: tinker.ServiceClient, world: World, folder: Path, seed: int) -> Stage:
+def shared_start(service: tinker.ServiceClient, world: World, folder: Path, seed: int) -> Stage:
     """The start that all arms of a seed share: trained by the first, found by the others."""
     return cold_start(service, world, folder.parent / f"seed-{seed}-start", seed)
 
@@ -158,6 +159,7 @@ EXPERIMENT = Experiment(
         "RLVR": (3e-4, 1e-3, 2e-3, 3e-3),
         "rejection sampling": (1e-3, 3e-3, 6e-3, 1e-2),
     },
+    headline=Headline("SFT start", "RLVR", "rejection sampling", "test/pass@1"),
     configs=lambda world: {
         "cold start": asdict(cold_start_config(world, 0)),
         "rlvr": asdict(rlvr_config(world, 0)),

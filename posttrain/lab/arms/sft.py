@@ -11,9 +11,10 @@ from typing import Any
 
 import tinker
 
-from posttrain.lab.compare import Claim, Experiment, Trained, at_rate
-from posttrain.lab.stage import run_stage
+from posttrain.lab.compare import Claim, Experiment, Headline, Trained, at_rate
+from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.worlds import World, bare, worked
+from posttrain.ledger import Ledger
 from posttrain.methods import sft
 from posttrain.scale import pick
 
@@ -50,9 +51,18 @@ def imitate(
     return Trained(stage, stage.cost(world.parameters))
 
 
+def untrained(service: tinker.ServiceClient, world: World, folder: Path, seed: int) -> Trained:
+    """The base model itself, asked in the chat format."""
+    policy = service.create_lora_training_client(world.model, rank=world.rank, seed=seed).result()
+    checkpoint = policy.save_state(f"untrained-{seed}", overwrite=True).result().path
+    sampler = policy.save_weights_and_get_sampling_client().result()
+    return Trained(Stage(policy, sampler, checkpoint, [], folder), Ledger())
+
+
 EXPERIMENT = Experiment(
     name="methods/sft",
     arms={
+        "base": untrained,
         "chain of thought": partial(imitate, target=worked, rate=6e-3),
         "answer only": partial(imitate, target=bare, rate=3e-3),
     },
@@ -66,6 +76,7 @@ EXPERIMENT = Experiment(
         "chain of thought": (1e-3, 3e-3, 6e-3, 1e-2),
         "answer only": (1e-3, 3e-3, 6e-3, 1e-2),
     },
+    headline=Headline("base", "chain of thought", "answer only", "test/pass@1"),
     configs=lambda world: {"sft": asdict(sft_config(world, 0))},
     sources=[sft, sys.modules[__name__]],
     longer=True,

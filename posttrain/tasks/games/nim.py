@@ -28,7 +28,9 @@ HEAP = re.compile(r"([A-E])(\d+)")
 
 @functools.cache
 def _game(heaps: tuple[int, ...]) -> pyspiel.Game:
-    return pyspiel.load_game(f"nim(pile_sizes={';'.join(map(str, heaps))},is_misere=false)")
+    # As a dictionary: in a string a single heap would be taken for a number.
+    sizes = ";".join(map(str, heaps))
+    return pyspiel.load_game("nim", {"pile_sizes": sizes, "is_misere": False})
 
 
 def _heaps(text: str) -> dict[str, int]:
