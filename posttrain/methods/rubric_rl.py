@@ -12,9 +12,9 @@ c_j in [0, 1], how true it is of the answer, and an aggregate makes a reward of 
     judge = language_judge(policy.get_tokenizer(), sampler)
     rlvr.train(policy, items, cfg, reward=rubric_reward(judge, weighted_sum))
 
-A judge (`posttrain.methods.rubric_judges`) that is a language model reads carelessly, and the policy finds
-out where (arXiv:2605.12474). So the reward can measure the judge against an exact check while it
-trains, and let a program answer for some criteria.
+A language model as the judge (`posttrain.methods.rubric_judges`) reads carelessly, and the policy
+finds out where (arXiv:2605.12474). So the reward can measure the judge against an exact check while
+it trains, and let a program answer for some criteria.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # importing it takes as long as a training step
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from posttrain.datums import same_tokenizer
-from posttrain.methods.rubric_judges import ANSWERS, Case, Check, Judge, agreement_shares, settled
 from posttrain.methods.rlvr import Reward
+from posttrain.methods.rubric_judges import ANSWERS, Case, Check, Judge, agreement_shares, settled
 from posttrain.rollouts import Rollout
 from posttrain.tasks.criteria import Kind
 from posttrain.tasks.problem import Item
