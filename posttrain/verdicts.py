@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import TYPE_CHECKING
 
 import tinker
 import torch
 from tinker import TensorData
-from transformers import PreTrainedTokenizerBase as Tokenizer
+
+if TYPE_CHECKING:  # importing it takes as long as a training step
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from posttrain.datums import chat_completion, chat_prompt
-from posttrain.evals import results
+from posttrain.scoring import logprobs_of, positions
 
 READABLE = 0.5  # least probability of the two answers together; below it, a model says other things
 
@@ -97,21 +99,10 @@ def verdicts(
     """
     tokenizer = judge.get_tokenizer()
     asked = {text: question(tokenizer, text, answers) for text in dict.fromkeys(texts)}
-    responses = results(partial(_score, judge, one) for one in asked.values())
-    found = {}
-    for text, response in zip(asked, responses, strict=True):
-        first, second = response.target_prompt_logprobs.to_torch()[-1].tolist()
-        found[text] = Verdict(first, second)
-    return [found[text] for text in texts], sum(len(one.prompt) + 1 for one in asked.values())
-
-
-def _score(judge: tinker.SamplingClient, asked: Question) -> object:
-    """Scoring is sampling one token that nobody reads, with its alternatives named."""
-    targets = torch.full((len(asked.prompt), 2), -1, dtype=torch.int64)
-    targets[-1] = torch.tensor([asked.first, asked.second])
-    return judge.sample(
-        tinker.ModelInput.from_ints([*asked.prompt, asked.first]),
-        num_samples=1,
-        sampling_params=tinker.SamplingParams(max_tokens=1, seed=0),
-        target_prompt_logprobs=TensorData.from_torch_sparse(targets, pad_value=-1),
+    answered = [(one.prompt, [one.first]) for one in asked.values()]
+    scores = logprobs_of(
+        judge, answered, [torch.tensor([[one.first, one.second]]) for one in asked.values()]
     )
+    pairs = [Verdict(*scores_1_2[0].tolist()) for scores_1_2 in scores]
+    found = dict(zip(asked, pairs, strict=True))
+    return [found[text] for text in texts], positions(answered)

@@ -25,19 +25,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tinker
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from posttrain.advantages import centred
-from posttrain.datums import chat_prompt, same_tokenizer
+if TYPE_CHECKING:  # importing it takes as long as a training step
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from posttrain.advantages import centred, seq_mean_token_sum
+from posttrain.datums import same_tokenizer
 from posttrain.methods import rlvr
 from posttrain.methods.reward_model import GOOD, good_prompt
-from posttrain.methods.rlvr import Advantages, Reward
-from posttrain.rollouts import Rollout, log_ratios, sample_groups
+from posttrain.methods.rlvr import Advantages, Reward, Weights
+from posttrain.rollouts import Rollout, log_ratios, sample_answers
 from posttrain.tasks.problem import Item
 from posttrain.verdicts import verdicts
 
@@ -143,7 +145,9 @@ def train(
     reward: Reward,
     reference: tinker.SamplingClient,
     advantages: Advantages = centred,
+    weights: Weights = seq_mean_token_sum,
     loss: Any = "importance_sampling",
+    loss_config: dict[str, float] | None = None,
     start: int = 0,
 ) -> Iterator[dict[str, float]]:
     """One optimizer step per yield, from step `start` on; what `rlvr.train` and the reward yield.
@@ -153,7 +157,7 @@ def train(
     Args:
         reward: `learned_reward` of one model or of several.
         reference: the policy that RL starts from.
-        advantages, loss: as in `rlvr.train`.
+        advantages, weights, loss, loss_config: as in `rlvr.train`.
 
     Raises:
         ValueError: the reference has another tokenizer, or beta is negative.
@@ -161,8 +165,9 @@ def train(
     same_tokenizer(policy.get_tokenizer(), reference.get_tokenizer())
     payment = kl_priced(reward, reference, cfg.beta)
     yield from rlvr.train(
-        policy, items, cfg, reward=payment, advantages=advantages, loss=loss, start=start
-    )
+        policy, items, cfg, reward=payment, advantages=advantages, weights=weights,
+        loss=loss, loss_config=loss_config, start=start,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -201,8 +206,6 @@ def best_of_n(
     """
     if not items or n < 1:
         raise ValueError(f"nothing to choose from: {len(items)} items, n={n}; both need >= 1")
-    tokenizer = sampler.get_tokenizer()
-    prompts = [chat_prompt(tokenizer, item.question) for item in items]
-    groups_P_N = sample_groups(sampler, tokenizer, prompts, n, max_tokens=max_tokens, seed=seed)
+    groups_P_N = sample_answers(sampler, items, n, max_tokens=max_tokens, seed=seed)
     rewards_P_N, metrics = reward(items, groups_P_N)
     return Pool(groups_P_N, rewards_P_N, metrics)

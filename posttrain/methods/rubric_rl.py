@@ -12,24 +12,26 @@ c_j in [0, 1], how true it is of the answer, and an aggregate makes a reward of 
     judge = language_judge(policy.get_tokenizer(), sampler)
     rlvr.train(policy, items, cfg, reward=rubric_reward(judge, weighted_sum))
 
-A judge (`posttrain.methods.judges`) that is a language model reads carelessly, and the policy finds
-out where (arXiv:2605.12474). So the reward can measure the judge against an exact check while it
-trains, and let a program answer for some criteria.
+A language model as the judge (`posttrain.methods.rubric_judges`) reads carelessly, and the policy
+finds out where (arXiv:2605.12474). So the reward can measure the judge against an exact check while
+it trains, and let a program answer for some criteria.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tinker
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase as Tokenizer
+
+if TYPE_CHECKING:  # importing it takes as long as a training step
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from posttrain.datums import same_tokenizer
-from posttrain.methods.judges import ANSWERS, Case, Check, Judge, agreement_shares, settled
 from posttrain.methods.rlvr import Reward
+from posttrain.methods.rubric_judges import ANSWERS, Case, Check, Judge, agreement_shares, settled
 from posttrain.rollouts import Rollout
 from posttrain.tasks.criteria import Kind
 from posttrain.tasks.problem import Item
@@ -111,7 +113,7 @@ def rubric_reward(
 
     Its metrics: `unreadable`, the share of cases that the judge did not answer; `scored_tokens`.
     With `truth`, which is only measured: `true_reward`, what exact credits would have paid; and
-    `agreement`, `false_credit` and `false_denial` over the judge's cases, as in `judges.Agreement`.
+    `agreement`, `false_credit` and `false_denial` over the judge's cases, as in `Agreement`.
 
     Args:
         exact: a program that answers for some criteria in the judge's place.
@@ -159,7 +161,7 @@ def holistic_prompt(item: Item, text: str) -> str:
 
 def holistic_reward(tokenizer: Tokenizer, model: tinker.SamplingClient) -> Reward:
     """One question about all criteria together, paid by P("yes"): what the paper calls implicit
-    aggregation. An unreadable verdict is 0. Arguments and errors as in `judges.language_judge`,
+    aggregation. An unreadable verdict is 0. Arguments and errors as in `language_judge`,
     metrics as in `rubric_reward`.
     """
     same_tokenizer(tokenizer, model.get_tokenizer())

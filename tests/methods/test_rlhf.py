@@ -15,7 +15,7 @@ import tinker
 import torch
 from torch import Tensor
 
-from posttrain.datums import chat_prompt
+from posttrain.datums import chat_prompt, supervised_datum, token_mean
 from posttrain.methods import reward_model
 from posttrain.methods.reward_model import good_prompt, reward_pairs
 from posttrain.methods.rlhf import (
@@ -47,6 +47,9 @@ class Ask:
         return self.question
 
 
+ITEMS = [Ask("One?"), Ask("Two?")]
+
+
 def objective(logits: Tensor, beta: float) -> Tensor:
     """J = E[r] - beta KL(p || p_ref), by enumeration of all answers."""
     logp = logits.log_softmax(0)
@@ -69,11 +72,13 @@ def test_the_expected_policy_gradient_is_the_gradient_of_the_objective(beta: flo
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
 def test_ascent_ends_at_the_reference_tilted_by_the_reward(beta: float) -> None:
+    """Natural gradient ascent, because the plain one is slow where p is small: divide by p."""
     logits = REF.clone().requires_grad_()
-    for _ in range(3000):
-        logits = (logits + 2.0 * policy_gradient(logits, beta)).detach().requires_grad_()
+    for _ in range(300):
+        step = 0.3 * policy_gradient(logits, beta) / logits.detach().softmax(0)
+        logits = (logits + step).detach().requires_grad_()
     optimum = (REF + R / beta).softmax(0)
-    torch.testing.assert_close(logits.softmax(0), optimum, atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits.softmax(0), optimum, atol=1e-9, rtol=0)
     value = beta * torch.logsumexp(REF + R / beta, 0)  # J at the optimum is beta log Z
     assert objective(logits, beta).item() == pytest.approx(value.item(), abs=1e-9)
 
@@ -87,36 +92,58 @@ def test_several_models_are_combined() -> None:
 # On a tiny random model behind a real engine.
 
 
+LETTERS = "abcdABCD"
+
+
 @pytest.fixture(scope="module")
-def reference(service: tinker.ServiceClient, tiny_model_dir: Path) -> tinker.SamplingClient:
-    """By its directory, under which the tokenizer is found without network."""
-    return service.create_sampling_client(base_model=str(tiny_model_dir)).result()
+def start(service: tinker.ServiceClient, tiny_model_dir: Path) -> str:
+    """The checkpoint of a policy that answers with one or two of eight letters, or nearly so.
+
+    Fresh, the random model says nothing.
+    """
+    policy = service.create_lora_training_client(str(tiny_model_dir), rank=8, seed=0).result()
+    tokenizer: Any = policy.get_tokenizer()
+    answers = [first + second for first in LETTERS for second in ("", "b", "D")]
+    data = token_mean(
+        [
+            supervised_datum(
+                chat_prompt(tokenizer, ITEMS[i % 2].question), [*tokenizer(text)["input_ids"], 256]
+            )
+            for i, text in enumerate(answers)
+        ]
+    )
+    for _ in range(25):
+        policy.forward_backward(data, "cross_entropy")
+        policy.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
+    return policy.save_state("rlhf-start").result().path
 
 
 @pytest.fixture
-def policy(service: tinker.ServiceClient, tiny_model_dir: Path) -> tinker.TrainingClient:
-    return service.create_lora_training_client(str(tiny_model_dir), rank=8, seed=0).result()
+def policy(service: tinker.ServiceClient, start: str) -> tinker.TrainingClient:
+    return service.create_training_client_from_state(start).result()
+
+
+@pytest.fixture(scope="module")
+def reference(service: tinker.ServiceClient, start: str) -> tinker.SamplingClient:
+    policy = service.create_training_client_from_state(start).result()
+    return policy.save_weights_and_get_sampling_client().result()
 
 
 @pytest.fixture(scope="module")
 def judges(
     service: tinker.ServiceClient, tiny_model_dir: Path
 ) -> tuple[tinker.SamplingClient, tinker.SamplingClient]:
-    """Two reward models that like answers of small letters better than those of capitals."""
-    shown = [
-        Preference(q, good, bad)
-        for q in ("One?", "Two?")
-        for good, bad in (("ab", "AB"), ("xyz", "XYZ"), ("mno", "PQR"), ("sk", "TW"))
-    ]
-    found = []
-    for seed in (1, 2):
-        model = service.create_lora_training_client(str(tiny_model_dir), rank=4, seed=seed).result()
-        pairs = reward_pairs(model.get_tokenizer(), shown, max_tokens=100)
-        cfg = reward_model.Config(1e-2, batch_size=8, steps=25, seed=seed)
-        metrics = list(reward_model.train(model, pairs, cfg))
-        assert metrics[-1]["accuracy"] == 1.0
-        found.append(model.save_weights_and_get_sampling_client().result())
-    return found[0], found[1]
+    """A reward model that likes small letters better than capitals, and an untrained one."""
+    model = service.create_lora_training_client(str(tiny_model_dir), rank=4, seed=1).result()
+    shown = [Preference("One?", small, small.upper()) for small in ("a", "b", "cd", "db")]
+    pairs = reward_pairs(model.get_tokenizer(), shown, max_tokens=100)
+    cfg = reward_model.Config(1e-2, batch_size=4, steps=15)
+    metrics = list(reward_model.train(model, pairs, cfg))
+    assert metrics[-1]["accuracy"] == 1.0
+    return (
+        model.save_weights_and_get_sampling_client().result(),
+        service.create_sampling_client(base_model=str(tiny_model_dir)).result(),
+    )
 
 
 def groups_of(*texts: Sequence[str]) -> list[list[Rollout]]:
@@ -127,10 +154,9 @@ def test_rewards_belong_to_their_answers(
     reference: tinker.SamplingClient,
     judges: tuple[tinker.SamplingClient, tinker.SamplingClient],
 ) -> None:
-    items = [Ask("One?"), Ask("Two?")]
     told = [["ab", "AB", "ab"], ["q", "Z", "some more"]]
     texts = [
-        good_prompt(item.question, t) for item, row in zip(items, told, strict=True) for t in row
+        good_prompt(item.question, t) for item, row in zip(ITEMS, told, strict=True) for t in row
     ]
     gaps = [[v.gap for v in verdicts(judge, texts, ("yes", "no"))[0]] for judge in judges]
     scored = verdicts(judges[0], texts, ("yes", "no"))[1]
@@ -139,7 +165,7 @@ def test_rewards_belong_to_their_answers(
         (worst, [min(pair) for pair in zip(*gaps, strict=True)]),
     ):
         reward = learned_reward(reference.get_tokenizer(), judges, combine)
-        rewards_P_G, metrics = reward(items, groups_of(*told))
+        rewards_P_G, metrics = reward(ITEMS, groups_of(*told))
         assert rewards_P_G.shape == (2, 3)
         assert rewards_P_G.flatten().tolist() == pytest.approx(expected, abs=1e-5)
         assert metrics["proxy"] == pytest.approx(sum(expected) / 6, abs=1e-5)
@@ -152,14 +178,13 @@ def test_the_price_is_the_log_ratio_of_the_very_answer(
 ) -> None:
     """After some training, from the log-probabilities of policy and reference token by token."""
     tokenizer = policy.get_tokenizer()
-    items = [Ask("One?"), Ask("Two?")]
     flat = each(lambda item, text: float(len(text)))
-    cfg = Config(learning_rate=1e-2, prompts=2, group_size=8, max_tokens=6, steps=4, beta=0.0)
-    list(train(policy, items, cfg, reward=flat, reference=reference))
+    cfg = Config(learning_rate=1e-2, prompts=2, group_size=4, max_tokens=3, steps=3, beta=0.0)
+    list(train(policy, ITEMS, cfg, reward=flat, reference=reference))
     sampler = policy.save_weights_and_get_sampling_client().result()
-    prompts = [chat_prompt(tokenizer, item.question) for item in items]
-    groups = sample_groups(sampler, tokenizer, prompts, 8, max_tokens=6, seed=9)
-    paid_P_G, metrics = kl_priced(flat, reference, 0.7)(items, groups)
+    prompts = [chat_prompt(tokenizer, item.question) for item in ITEMS]
+    groups = sample_groups(sampler, tokenizer, prompts, 4, max_tokens=3, seed=9)
+    paid_P_G, metrics = kl_priced(flat, reference, 0.7)(ITEMS, groups)
     for i, group in enumerate(groups):
         for j, r in enumerate(group):
             whole = tinker.ModelInput.from_ints(r.prompt + r.tokens)
@@ -188,7 +213,7 @@ def test_training_reaches_the_known_optimum(
         return torch.tensor([[float(r.tokens[0] % 2 == 0) for r in g] for g in groups_P_G]), {}
 
     item = Ask("One?")
-    prompt = [*chat_prompt(policy.get_tokenizer(), item.question), 0]
+    prompt = [*chat_prompt(policy.get_tokenizer(), item.question), 0]  # a token to look back from
 
     def distribution(sampler: tinker.SamplingClient) -> Tensor:
         response = sampler.sample(
@@ -205,18 +230,19 @@ def test_training_reaches_the_known_optimum(
     evens = (torch.arange(260) % 2 == 0).double()
     p_ref = distribution(reference)
     optimum = (p_ref + evens / beta).log_softmax(0)
-    cfg = Config(learning_rate=2e-3, prompts=1, group_size=64, max_tokens=1, steps=40, beta=beta)
+    cfg = Config(learning_rate=5e-3, prompts=1, group_size=32, max_tokens=1, steps=30, beta=beta)
     metrics = list(train(policy, [item], cfg, reward=even, reference=reference))
     found = distribution(policy.save_weights_and_get_sampling_client().result())
     assert (evens * found.exp()).sum().item() == pytest.approx(
-        (evens * optimum.exp()).sum().item(), abs=0.03
+        (evens * optimum.exp()).sum().item(), abs=0.06
     )
     before = (optimum.exp() * (optimum - p_ref)).sum().item()
     after = (optimum.exp() * (optimum - found)).sum().item()
+    assert before > 0.2
     assert after < 0.1 * before  # KL(p* || p), nats
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-3)
     exact = (found.exp() * (found - p_ref)).sum().item()
-    assert metrics[-1]["kl"] == pytest.approx(exact, abs=0.1)
+    assert metrics[-1]["kl"] == pytest.approx(exact, abs=0.2)
 
 
 def test_the_proxy_rises_in_the_whole_pipeline(
@@ -224,10 +250,9 @@ def test_the_proxy_rises_in_the_whole_pipeline(
     reference: tinker.SamplingClient,
     judges: tuple[tinker.SamplingClient, tinker.SamplingClient],
 ) -> None:
-    items = [Ask("One?"), Ask("Two?")]
-    cfg = Config(learning_rate=3e-3, prompts=2, group_size=16, max_tokens=4, steps=16, beta=0.05)
+    cfg = Config(learning_rate=5e-3, prompts=2, group_size=8, max_tokens=3, steps=10, beta=0.05)
     reward = learned_reward(policy.get_tokenizer(), judges[:1])
-    metrics = list(train(policy, items, cfg, reward=reward, reference=reference))
+    metrics = list(train(policy, ITEMS, cfg, reward=reward, reference=reference))
     first, last = (sum(m["proxy"] for m in part) / 3 for part in (metrics[:3], metrics[-3:]))
     assert last > first + 0.5
     assert metrics[-1]["kl"] > 0.1
@@ -239,7 +264,7 @@ def test_the_proxy_rises_in_the_whole_pipeline(
 def test_best_of_n_takes_the_answer_with_the_highest_reward(
     reference: tinker.SamplingClient,
 ) -> None:
-    items = [Ask("One?"), Ask("Two?"), Ask("Three?")]
+    items = [*ITEMS, Ask("Three?")]
     reward = each(lambda item, text: float(sum(text.encode())))
     pool = best_of_n(reference, items, reward, 8, max_tokens=5, seed=3)
     tokenizer = reference.get_tokenizer()
@@ -278,7 +303,7 @@ def test_another_tokenizer_is_refused_before_the_first_token(
 def test_a_price_of_zero_leaves_the_reward_and_measures_the_distance(
     policy: tinker.TrainingClient, reference: tinker.SamplingClient
 ) -> None:
-    cfg = Config(learning_rate=1e-2, prompts=1, group_size=8, max_tokens=2, steps=4, beta=0.0)
+    cfg = Config(learning_rate=1e-2, prompts=1, group_size=4, max_tokens=2, steps=2, beta=0.0)
     reward = each(lambda item, text: float("a" in text))
-    metrics = list(islice(train(policy, [Ask("One?")], cfg, reward=reward, reference=reference), 3))
+    metrics = list(islice(train(policy, [Ask("One?")], cfg, reward=reward, reference=reference), 2))
     assert all(math.isfinite(m["kl"]) and 0 <= m["reward"] <= 1 for m in metrics)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.methods import rlvr, sft
-from posttrain.methods.judges import (
+from posttrain.methods.rubric_judges import (
     Case,
     Credit,
     agreement_shares,
@@ -216,9 +216,9 @@ def test_the_weak_check_against_exact_verdicts() -> None:
 @pytest.fixture(scope="module")
 def judge_model(base_service: tinker.ServiceClient) -> tinker.SamplingClient:
     model = base_service.create_lora_training_client("posttrain/base", rank=8, seed=0).result()
-    known = [judgement("train", i) for i in range(48)]
+    known = [judgement("train", i) for i in range(90)]
     shown = [Demonstration(j.prompt, j.answer) for j in known]
-    list(sft.train(model, shown, sft.Config(steps=8, batch_size=6)))
+    list(sft.train(model, shown, sft.Config(steps=15, batch_size=6)))
     return model.save_weights_and_get_sampling_client().result()
 
 

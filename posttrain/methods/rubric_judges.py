@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tinker
-from transformers import PreTrainedTokenizerBase as Tokenizer
+
+if TYPE_CHECKING:  # importing it takes as long as a training step
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from posttrain.datums import same_tokenizer
 from posttrain.stats import Estimate, bootstrap_mean
