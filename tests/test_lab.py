@@ -12,6 +12,7 @@ from posttrain.lab.arms import EXPERIMENTS
 from posttrain.lab.compare import compare
 from posttrain.lab.worlds import bare, worked, world_of
 from posttrain.scale import Scale
+from posttrain.tasks import code, tools
 from posttrain.tasks.gold import gold
 from posttrain.tasks.human import probability
 from tests.test_demonstrations import ROBOTS
@@ -73,6 +74,20 @@ def test_worlds_keep_their_splits_apart_and_share_their_held_out_items(task: str
         assert not {p.key for p in one.train} & {p.key for p in held_out}
         assert not shown & {p.question for p in held_out}
     assert len(one.test) == len(one.ood) == 500
+
+
+@pytest.mark.parametrize("task", ["code", "tools"])
+def test_worlds_of_code_and_tools(task: str) -> None:
+    world = world_of(Scale.SMOKE, task)
+    for problem in world.train:
+        assert problem.grade(problem.solution).correct
+    right = [p.grade(d.answer).correct for p, d in zip(
+        {"code": code, "tools": tools}[task].problems("train", len(world.demonstrations)),
+        world.demonstrations, strict=True,
+    )]  # fmt: skip
+    assert 0.2 < sum(right) / len(right) < 0.95  # people err, and not always
+    used = any("<call>" in d.turns[0] for d in world.demonstrations if len(d.turns) > 1)
+    assert used == (task == "tools")
 
 
 def test_both_targets_of_sft_state_the_same_answer() -> None:

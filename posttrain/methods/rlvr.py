@@ -119,12 +119,14 @@ def sample_batch(
     batch = Batch([], [], torch.empty(0, cfg.group_size), {})
     for number in range(cfg.rounds):
         missing = cfg.prompts - len(batch.with_contrast().items)
+        if not missing:
+            break
         order = batch_indices(
             len(problems), cfg.prompts, item_seed(cfg.seed, number), step // cfg.reuse
         )
         picked = [i for i in order if i not in tried][:missing]
         if not picked:
-            break
+            continue  # this round's problems have all had their turn
         tried.update(picked)
         new_P = [problems[i] for i in picked]
         groups_P_G = play(

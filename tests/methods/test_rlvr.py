@@ -7,7 +7,8 @@ import pytest
 import tinker
 import torch
 
-from posttrain.datums import chat_prompt
+from posttrain.advantages import seq_mean_token_mean
+from posttrain.datums import chat_prompt, with_sequence_mask
 from posttrain.methods import sft
 from posttrain.methods.rlvr import (
     Config,
@@ -15,6 +16,7 @@ from posttrain.methods.rlvr import (
     rejection_sample,
     right_answer,
     rlvr_datums,
+    sample_batch,
     train,
 )
 from posttrain.rollouts import Rollout, kl_from, sample_groups
@@ -62,7 +64,7 @@ def test_datums_carry_the_advantage_on_answers_and_leave_flat_groups_out() -> No
     assert advantages == [[0.0, 0.125], [0.0, -0.125, -0.125]]
 
 
-@pytest.mark.parametrize("loss", ["importance_sampling", "ppo"])
+@pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo", "gspo"])
 def test_the_sign_of_the_advantage_is_the_direction(
     policy: tinker.TrainingClient, loss: Any
 ) -> None:
@@ -84,7 +86,10 @@ def test_the_sign_of_the_advantage_is_the_direction(
         Rollout(prompt, answer, logprobs, "", True)
         for answer, logprobs in zip((good, bad), before, strict=True)
     ]
-    policy.forward_backward(rlvr_datums([group], torch.tensor([[1.0, -1.0]])), loss).result()
+    data = rlvr_datums([group], torch.tensor([[1.0, -1.0]]))
+    if loss == "gspo":
+        data = [with_sequence_mask(datum) for datum in data]
+    policy.forward_backward(data, loss).result()
     policy.optim_step(tinker.AdamParams(learning_rate=1e-5)).result()
     after = scores(policy.save_weights_and_get_sampling_client().result())
     assert sum(after[0]) > sum(before[0])
@@ -177,3 +182,54 @@ def test_kl_is_the_mean_gap_of_sequence_logprobs(policy: tinker.TrainingClient) 
         gaps.append(sum(a - b for a, b in zip(r.logprobs, scored, strict=True) if b is not None))
     assert kl_from(reference, flat) == pytest.approx(sum(gaps) / len(gaps), abs=1e-4)
     assert kl_from(reference, flat) > 1.0
+
+
+class Fixed:
+    """A problem whose G answers are right as it says."""
+
+    solution = ""
+
+    def __init__(self, question: str) -> None:
+        self.key = self.question = question
+
+    def grade(self, completion: str) -> Grade:
+        return Grade(correct=completion == "1", parsed=True)
+
+
+def scripted(sampler: Any, problems: Any, group_size: int, **how: Any) -> list[list[Rollout]]:
+    """A play without a model: problem "0110" is answered wrong, right, right, wrong."""
+    return [
+        [Rollout([1], [7], [-1.0], letter, True, cost=0.25, counts={"calls": 2.0})
+         for letter in problem.question[:group_size]]
+        for problem in problems
+    ]  # fmt: skip
+
+
+def test_groups_without_contrast_are_replaced_as_far_as_the_rounds_go() -> None:
+    problems = [Fixed(q) for q in ["0000 a", "1111 b", "0000 c", "0110 d", "1000 e", "0011 f"]]
+    for seed in range(20):
+        seen = []
+        for rounds in (1, 2, 6):
+            cfg = Config(prompts=2, group_size=4, rounds=rounds, seed=seed)
+            batch = sample_batch(None, problems, cfg, 0, play=scripted)  # type: ignore[arg-type]
+            keys = [p.key for p in batch.items]
+            assert len(set(keys)) == len(keys)  # nothing is tried twice in a step
+            useful = [key for key in keys if len(set(key[:4])) > 1]
+            assert [p.key for p in batch.with_contrast().items] == useful
+            assert len(useful) <= 2
+            # Right answers are paid 1, and every rollout costs a quarter.
+            paid = [[float(letter) - 0.25 for letter in key[:4]] for key in keys]
+            assert batch.rewards.tolist() == paid
+            seen.append(keys)
+        assert len(seen[0]) == 2
+        assert seen[0] == seen[1][:2] == seen[2][:2]  # more rounds only add to the first
+
+
+def test_the_advantage_stays_on_what_the_policy_wrote() -> None:
+    talk = Rollout([1, 2], [5, 6, 7], [-1.0, 0.0, -2.0], "", True, sampled=[True, False, True])
+    lone = Rollout([1, 2], [8], [-1.0], "", True)
+    data = rlvr_datums([[talk, lone]], torch.tensor([[1.0, -1.0]]), seq_mean_token_mean)
+    found = [d.loss_fn_inputs["advantages"].to_torch().tolist() for d in data]
+    assert found == [[0.0, 0.25, 0.0, 0.25], [0.0, -0.5]]  # 1/2 of the batch, over 2 tokens and 1
+    masks = [with_sequence_mask(d).loss_fn_inputs["sequence_ratio_mask"] for d in data]
+    assert [m.to_torch().tolist() for m in masks] == [[0, 1, 0, 1], [0, 1]]
