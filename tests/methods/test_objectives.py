@@ -37,7 +37,7 @@ STUDENT = torch.randn(4, 3, generator=generator, dtype=torch.float64)
 TEACHER = torch.randn(4, 3, generator=generator, dtype=torch.float64)
 PROMPT, TEACHER_PROMPT = [1, 2], [2, 0, 1]  # of different lengths, and each model knows its own
 
-DRAWS = {drawn_kl_p_q: "student", drawn_kl_q_p: "teacher"}
+DRAWS: dict[Any, str] = {drawn_kl_p_q: "student", drawn_kl_q_p: "teacher"}
 CELLS: list[tuple[str, Objective, Divergence]] = [
     ("teacher", sampled_kl_q_p, kl_q_p),
     ("teacher", drawn_kl_q_p, kl_q_p),
