@@ -151,14 +151,14 @@ def demonstration_gain(
 
     Both are asked for `k` samples of each problem with the same seeds.
     """
-    asked: Sequence[Any] = [_Asked(item, questions.shown(item)) for item in questions.items]
     bare: Sequence[Any] = questions.items
+    told = [_Asked(item, questions.shown(item)) for item in bare]
     plain, shown = (
         evaluate(
             sampler, problems, k, seed,
             prompt=questions.layout, stop=questions.stop, max_tokens=max_tokens,
         )
-        for problems in (bare, asked)
+        for problems in (bare, told)
     )  # fmt: skip
     return Gain(plain, shown, bootstrap_mean((shown.correct_counts - plain.correct_counts) / k))
 
