@@ -58,7 +58,8 @@ def sample_pairs(
         if finished and a != b
     ]
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        labels = list(pool.map(lambda shown: label(shown[0], shown[1], shown[2], seed), usable))
+        futures = [pool.submit(label, item, a, b, seed) for item, a, b in usable]
+        labels = [future.result() for future in futures]
     preferences = [
         Preference(item.question, a, b) if preferred else Preference(item.question, b, a)
         for (item, a, b), preferred in zip(usable, labels, strict=True)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import tinker
+from torch import Tensor
 
 from posttrain import pairs as pairing
 from posttrain.lab import texts
@@ -44,6 +45,14 @@ def dpo_config(world: World, seed: int, rate: float | None = None) -> dpo.Config
         seed=seed,
     )
     return at_rate(cfg, world, rate, full=FULL_DPO)
+
+
+def beta_of(world: World) -> float:
+    """The price of a nat of KL. Where labels follow quality, the loss asks for a margin h of the
+    difference in quality over beta. A story has some 20 nats to give: the usual 0.1, made for long
+    answers, would ask for more than there is, and hold nothing back.
+    """
+    return pick(world.scale, smoke=0.5, laptop=0.5, full=0.1)
 
 
 def control_config(world: World, seed: int, rate: float | None = None) -> sft.Config:
@@ -92,19 +101,22 @@ def prefer(
     *,
     rate: float | None = None,
     source: Source = on_policy,
-    loss: dpo.Loss = dpo.dpo_loss,
+    loss: Callable[..., Tensor] = dpo.dpo_loss,
+    beta: float | None = None,
 ) -> Trained:
-    """Cold start, then DPO, or another loss of its family, on pairs from `source`."""
+    """Cold start, then DPO, or another loss of its family, on pairs from `source`; `beta` is by
+    default that of the world."""
     rater, first = rater_of(service, world), shared_start(service, world, folder, seed)
     shown, cost = source(first, rater, world, folder, seed)
     pairs = dpo.score_pairs(first.sampler, shown, max_tokens=longest_pair(world))
     cost.score(sum(pair.tokens for pair in pairs), world.parameters)
-    cfg = dpo_config(world, seed, rate)
+    cfg, beta = dpo_config(world, seed, rate), beta_of(world) if beta is None else beta
+    bound = partial(loss, beta=beta)
     stage = run_stage(
         service, world, folder,
-        lambda policy, at: dpo.train(policy, pairs, cfg, loss=loss, start=at), cfg,
+        lambda policy, at: dpo.train(policy, pairs, cfg, loss=bound, start=at), cfg,
         start=first.checkpoint,
-        extra={"pairs": len(pairs), "source": source.__name__, "loss": name_of(loss)},
+        extra={"pairs": len(pairs), "source": source.__name__, "loss": loss.__name__, "beta": beta},
         show=("loss", "accuracy", "margin", "chosen_change", "rejected_change"),
     )  # fmt: skip
     total = first.cost(world.parameters) + cost + stage.cost(world.parameters)
@@ -139,13 +151,6 @@ def start_only(service: tinker.ServiceClient, world: World, folder: Path, seed: 
     return Trained(first, first.cost(world.parameters), first.sampler, rater)
 
 
-def name_of(loss: dpo.Loss) -> str:
-    """A loss with the numbers that are bound to it, for the record."""
-    if isinstance(loss, partial):
-        return f"{loss.func.__name__}({', '.join(f'{k}={v}' for k, v in loss.keywords.items())})"
-    return getattr(loss, "__name__", "unnamed")
-
-
 EXPERIMENT = Experiment(
     name="methods/dpo",
     arms={
@@ -173,7 +178,7 @@ EXPERIMENT = Experiment(
     headline=Headline("SFT start", "DPO", "SFT on chosen", "test/gold"),
     configs=lambda world: {
         "cold start": asdict(cold_start_config(world, 0)),
-        "dpo": asdict(dpo_config(world, 0)),
+        "dpo": {**asdict(dpo_config(world, 0)), "beta": beta_of(world)},
         "control": asdict(control_config(world, 0)),
     },
     sources=[dpo, sft, pairing, texts, sys.modules[__name__]],
