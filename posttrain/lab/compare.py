@@ -149,6 +149,7 @@ def one_seed(
     folder = out / f"seed-{seed}-{arm.replace(' ', '-').lower()}"
     done = folder.with_name(f"{folder.name}.json")
     if not done.exists():
+        out.mkdir(parents=True, exist_ok=True)
         world = worlds(seed) if experiment.longer else replace(worlds(seed), ood=())
         trained = experiment.arms[arm](service, world, folder, seed)
         found = experiment.measure(trained, world)

@@ -27,7 +27,7 @@ def cold_start_config(world: World, seed: int, rate: float | None = None) -> sft
     scale = world.scale
     cfg = sft.Config(
         learning_rate=pick(scale, smoke=6e-3, laptop=3e-3, full=FULL_SFT),
-        steps=pick(scale, smoke=15, laptop=60, full=60),
+        steps=pick(scale, smoke=30, laptop=60, full=60),
         batch_size=pick(scale, smoke=8, laptop=32, full=32),
         seed=seed,
     )
