@@ -64,12 +64,13 @@ def chat_turns(
     if len(turns) % 2 == 0:
         raise ValueError(f"the assistant has the first turn and the last, so not {len(turns)}")
     said = "".join(turns)
-    whole = str(tokenizer.decode(chat_completion(tokenizer, question, said)))
-    before, found, after = whole.partition(said)
+    whole = chat_completion(tokenizer, question, said)
+    if len(turns) == 1:
+        return whole, [True] * len(whole)
+    before, found, after = str(tokenizer.decode(whole)).partition(said)
     if not found:
         raise ValueError("the chat template changes what was said, so turns cannot be told")
-    pieces = [*turns] if len(turns) > 1 else [said]
-    pieces[0], pieces[-1] = before + pieces[0], pieces[-1] + after
+    pieces = [before + turns[0], *turns[1:-1], turns[-1] + after]
     parts = [tokens_of(tokenizer, piece) for piece in pieces]
     own = [i % 2 == 0 for i, part in enumerate(parts) for _ in part]
     return [token for part in parts for token in part], own

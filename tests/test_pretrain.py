@@ -26,7 +26,8 @@ from tools.pretrain import (
 from tools.recipe import Phase, Recipe
 
 ROOT = Path(__file__).parents[1]
-BASE_CORPUS = ("756fc5ebf3ba204c", "3de2d22ec929efaa", "697ceb96e665537c")  # of each phase
+# Of each phase.
+BASE_CORPUS = ("756fc5ebf3ba204c", "3de2d22ec929efaa", "47dbe0c96fa20073", "8c9feec4585c0b84")
 
 TOY = Recipe(
     name="toy", hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=1, head_dim=16,

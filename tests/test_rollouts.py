@@ -27,13 +27,14 @@ PIECES = [WHOLE, "<call>x</call>", "<call>1+2", f"no {WHOLE}", "The answer is 3.
 
 class Characters:
     eos_token, eos_token_id = "\0", END
+    bos_token_id, all_special_ids, name_or_path, chat_template = None, [END], "", "{}"
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [ord(letter) for letter in text]}
 
     def apply_chat_template(self, messages: list[Any], **_: Any) -> str:
-        asked = f"Q {messages[0]['content']}\nA"
-        return asked if len(messages) == 1 else f"{asked} {messages[1]['content']}\0"
+        marks = {"user": "Q {}\nA", "assistant": " {}\0"}
+        return "".join(marks[m["role"]].format(m["content"]) for m in messages)
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
         return "".join("" if t == END and skip_special_tokens else chr(t) for t in tokens)

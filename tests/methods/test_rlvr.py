@@ -68,7 +68,7 @@ def test_datums_carry_the_advantage_on_answers_and_leave_flat_groups_out() -> No
 def test_the_sign_of_the_advantage_is_the_direction(
     policy: tinker.TrainingClient, loss: Any
 ) -> None:
-    """One update makes the rewarded answer likelier and the other one less likely."""
+    """One update makes a rewarded answer likelier, one makes a punished answer less likely."""
     tokenizer = policy.get_tokenizer()
     prompt = chat_prompt(tokenizer, "Compute 3+4.")
     sampler = policy.save_weights_and_get_sampling_client().result()
@@ -81,19 +81,18 @@ def test_the_sign_of_the_advantage_is_the_direction(
             found.append([x for x in whole[len(prompt) :] if x is not None])
         return found
 
-    before = scores(sampler)
-    group = [
-        Rollout(prompt, answer, logprobs, "", True)
-        for answer, logprobs in zip((good, bad), before, strict=True)
-    ]
-    data = rlvr_datums([group], torch.tensor([[1.0, -1.0]]))
-    if loss == "gspo":
-        data = [with_sequence_mask(datum) for datum in data]
-    policy.forward_backward(data, loss).result()
-    policy.optim_step(tinker.AdamParams(learning_rate=1e-5)).result()
-    after = scores(policy.save_weights_and_get_sampling_client().result())
-    assert sum(after[0]) > sum(before[0])
-    assert sum(after[1]) < sum(before[1])
+    for which, advantage in enumerate((1.0, -1.0)):  # alone: together they share tokens
+        before = scores(sampler)
+        answer, logprobs = (good, bad)[which], before[which]
+        data = rlvr_datums(
+            [[Rollout(prompt, answer, logprobs, "", True)]], torch.tensor([[advantage]])
+        )
+        if loss == "gspo":
+            data = [with_sequence_mask(datum) for datum in data]
+        policy.forward_backward(data, loss).result()
+        policy.optim_step(tinker.AdamParams(learning_rate=1e-5)).result()
+        sampler = policy.save_weights_and_get_sampling_client().result()
+        assert advantage * (sum(scores(sampler)[which]) - sum(before[which])) > 0
 
 
 def test_it_learns_what_is_rewarded(policy: tinker.TrainingClient) -> None:

@@ -120,9 +120,14 @@ them again.
 
 
 def solvers(mixture: Mapping[str, Any]) -> str:
-    """Shares of solvers with no misconception and with all of them."""
+    """Shares of solvers with no misconception and with all of them, and of those who show no work
+    where these are other people."""
     careful = mixture.get("careful", math.CAREFUL)
-    return f"{careful:.0%}, {mixture.get('careless', math.CARELESS):.0%}"
+    shares = f"{careful:.0%}, {mixture.get('careless', math.CARELESS):.0%}"
+    if mixture.get("in_head"):
+        careful, careless = mixture["in_head"]
+        shares += f"; without work {careful:.0%}, {careless:.0%}"
+    return shares
 
 
 def write(
