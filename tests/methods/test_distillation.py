@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -43,7 +44,7 @@ from posttrain.tasks.problem import Demonstration
 PROBLEMS = math.problems("train", 8, steps=(1, 1))
 QUESTIONS = Questions(PROBLEMS)
 SMALL = Config(prompts=2, group_size=2, max_tokens=12, steps=2)
-V = 424
+V = json.loads((shipped_models()["posttrain/base"] / "config.json").read_text())["vocab_size"]
 
 
 @pytest.fixture(scope="module")

@@ -411,10 +411,15 @@ def test_opponents_are_met_in_both_seats_and_their_moves_are_not_trained(
     (alone,) = train([policy], NIM, SMALL)
     (fixed,) = train([policy], NIM, SMALL, opponent=against(uniform_of))
     (past,) = train([policy], NIM, SMALL, opponent=PastSelves(max_tokens=12))
-    # A fixed opponent samples nothing; a past self does, and half of all that is not trained.
-    assert fixed["sampled_tokens"] < alone["sampled_tokens"]
-    assert past["sampled_tokens"] > 1.3 * fixed["sampled_tokens"]
-    assert past["tokens"] < 0.8 * alone["tokens"]
+    # A fixed opponent samples nothing, so all that is sampled is trained, as in self-play. A past
+    # self does, about half of all, and that is not trained. (How long games last is no measure: who
+    # makes an illegal move forfeits at once.)
+    trained = {
+        name: found["tokens"] / found["sampled_tokens"]
+        for name, found in {"alone": alone, "fixed": fixed, "past": past}.items()
+    }
+    assert trained["fixed"] == pytest.approx(trained["alone"], rel=0.25)
+    assert trained["past"] < 0.75 * trained["fixed"]
     assert not [name for name in {**fixed, **past} if name.startswith("second")]
 
 

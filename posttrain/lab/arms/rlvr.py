@@ -146,7 +146,7 @@ EXPERIMENT = Experiment(
     arms={
         "SFT start": start_only,
         "RLVR": partial(reinforce, rate=1e-3),
-        "rejection sampling": partial(select, rate=6e-3),
+        "rejection sampling": partial(select, rate=3e-3),
     },
     claims=[
         Claim("RLVR beats the SFT policy it starts from", "RLVR", "SFT start", "test/pass@1"),
