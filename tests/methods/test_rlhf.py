@@ -233,13 +233,12 @@ def test_training_reaches_the_known_optimum(
     cfg = Config(learning_rate=5e-3, prompts=1, group_size=32, max_tokens=1, steps=30, beta=beta)
     metrics = list(train(policy, [item], cfg, reward=even, reference=reference))
     found = distribution(policy.save_weights_and_get_sampling_client().result())
-    assert (evens * found.exp()).sum().item() == pytest.approx(
-        (evens * optimum.exp()).sum().item(), abs=0.06
+    start, best, reached = (
+        (evens * logprobs.exp()).sum().item() for logprobs in (p_ref, optimum, found)
     )
-    before = (optimum.exp() * (optimum - p_ref)).sum().item()
-    after = (optimum.exp() * (optimum - found)).sum().item()
-    assert before > 0.1
-    assert after < 0.1 * before  # KL(p* || p), nats
+    assert best > start + 0.15
+    assert best < 0.98  # without a price it would be 1
+    assert reached == pytest.approx(best, abs=0.06)
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-3)
     exact = (found.exp() * (found - p_ref)).sum().item()
     assert metrics[-1]["kl"] == pytest.approx(exact, abs=0.2)
