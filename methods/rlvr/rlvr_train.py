@@ -60,9 +60,9 @@ print(f"{len(world.demonstrations)} demonstrations, {len(world.train)} problems 
 # %%
 problem = max(world.train[:50], key=lambda p: len(p.solution))
 print(problem.question)
-for answer in (problem.solution, "The answer is 1.", "about a dozen", ""):
-    grade = problem.grade(answer)
-    print(f"  correct {grade.correct!s:5}  readable {grade.parsed!s:5}  {answer!r}")
+for said in (problem.solution, "The answer is 1.", "about a dozen", ""):
+    grade = problem.grade(said)
+    print(f"  correct {grade.correct!s:5}  readable {grade.parsed!s:5}  {said!r}")
 
 # %% [markdown]
 # ### Advantages, on four literal rewards
@@ -86,12 +86,14 @@ from posttrain.datums import policy_datum
 
 # %% tags=["inline"]
 from posttrain.methods.rlvr import (
+    Batch,
     Config,
     each,
     mismatch,
     right_answer,
     rlvr_datums,
     rollout_metrics,
+    sample_batch,
     train,
 )
 
@@ -204,9 +206,9 @@ curves({"RLVR": [history]}, "length", title="Length of an answer", ylabel="token
 
 
 # %%
-def right_steps(problem, answer):
+def right_steps(problem, said):
     """Share of the solution's equations that the answer contains, in [0, 1]."""
-    return problem.grade_steps(answer)
+    return problem.grade_steps(said)
 
 
 short = replace(cfg, steps=pick(scale, smoke=2, laptop=20, full=40))

@@ -178,9 +178,10 @@ before_after({"base": before, **after}, title="Held-out problems, 1 to 4 steps")
 # %% [markdown]
 # ### Longer than anything trained on
 #
-# These problems have five or six steps; pretraining and demonstrations never went beyond four. We
-# expected the chain of thought to win by even more here, since each of its lines is as easy as
-# before. It does not: the policy has learned to reason in at most four lines, and stops.
+# These problems have five or six steps. The base model met some of that length while it was
+# pretrained, but no demonstration here goes beyond four. Each line of a chain of thought is as easy
+# as before, and it does reach further than answer-only, which hardly ever gets one right. It also
+# loses most of what it had: the demonstrations teach to stop after four lines as well as to reason.
 
 
 # %%
@@ -266,5 +267,5 @@ for claim in json.loads(recorded.read_text())["claims"] if recorded.exists() els
 # %% [markdown]
 # **When to use it.** Use SFT when you have demonstrations of the behaviour you want, and always to
 # teach a format before reinforcement learning. Demonstrate the reasoning and not only the result
-# when the result takes several steps. Do not expect it to go beyond its demonstrations, in length
-# least of all: what they do not cover, the next lesson (RLVR) learns by trying.
+# when the result takes several steps. Do not expect it to go far beyond its demonstrations, least
+# of all in length: what they do not cover, the next lesson (RLVR) learns by trying.
