@@ -43,7 +43,7 @@ def test_models_lists_the_shipped_one() -> None:
         (["run", "sft", "--scale", "huge"], "the known ones are smoke, laptop, full"),
         (
             ["run", "sft", "--task", "poems"],
-            "unknown task 'poems'; the known ones are math, gsm8k, stor",
+            "unknown task 'poems'; the known ones are math, gsm8k, code",
         ),
         (["lab", "--scale", "huge"], "the known ones are smoke, laptop, full"),
         (["run", "sft", "--seeds", "0"], "at least one seed"),

@@ -46,8 +46,8 @@ def crowded(model: Path, state: Path, prepare: Callable[[], None]) -> Iterator[E
                 snapshots = list((engine.state / "scratch").glob("*/*"))
                 return [*(health[name] for name in kept), len(snapshots)]
 
-            until(lambda: left() == [0] * 5)
-        until(lambda: engine.files <= idle)
+            until(lambda: left() == [0] * 5, name=lambda: f"left behind: {left()}")
+        until(lambda: engine.files <= idle, name=lambda: f"{engine.files} files, {idle} before")
 
 
 @pytest.fixture

@@ -158,9 +158,9 @@ class Client:
         return self.http.get("/healthz").json()
 
 
-def until(condition: Any, seconds: float = 60.0) -> None:
-    """Wait for what must become true."""
+def until(condition: Any, seconds: float = 60.0, name: Any = lambda: "it did not happen") -> None:
+    """Wait for what must become true, or say what is the case instead."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, name()
         time.sleep(0.02)
