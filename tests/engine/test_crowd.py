@@ -47,7 +47,8 @@ def crowded(model: Path, state: Path, prepare: Callable[[], None]) -> Iterator[E
                 return [*(health[name] for name in kept), len(snapshots)]
 
             until(lambda: left() == [0] * 5, name=lambda: f"left behind: {left()}")
-        until(lambda: engine.files <= idle, name=lambda: f"{engine.files} files, {idle} before")
+        # Of hundreds of connections none may stay; a file or two that the engine opens once may.
+        until(lambda: engine.files <= idle + 2, name=lambda: f"{engine.files} files, {idle} before")
 
 
 @pytest.fixture
