@@ -6,6 +6,7 @@ The rates of this machine are nobody's test.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ from benchmarks.plain import Plain
 from benchmarks.work import END, FULL, QUICK, counted, enough, word, write_model
 
 SMALL = Path(__file__).with_name("small_benchmark.json")
+
+
+@pytest.fixture(autouse=True)
+def exact_floats() -> Iterator[None]:
+    """The engine's benchmark flushes subnormal numbers to zero, for this whole process."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tinker
@@ -21,7 +23,7 @@ from posttrain.scoring import (
 
 # Prompts and completions of different lengths, down to one token each.
 PAIRS: list[Continuation] = [([5, 6, 7], [8, 9]), ([1], [2, 3, 4, 250]), ([10, 20, 30, 40], [50])]
-V = 424
+V = json.loads((shipped_models()["posttrain/base"] / "config.json").read_text())["vocab_size"]
 
 
 @pytest.fixture(scope="module")
