@@ -180,10 +180,11 @@ for row in side_by_side(
 # %% [markdown]
 # ### Reading the dashboard
 #
-# Reward rises. A third of the groups have no contrast and teach nothing. Entropy often falls in RL;
-# here it does not, because there is little to lose: the start imitates its people so closely that it
-# is nearly certain of each token. Practice loosens it first, then it settles on other answers. The
-# distance from the start jumps to about a nat per answer within ten steps, then wanders.
+# Reward rises. A third of the groups have no contrast and teach nothing. Entropy often falls in
+# RL; here it does not, because there is little to lose: the start imitates its people so closely
+# that it is nearly certain of each token. Practice loosens it first, then it settles on other
+# answers. The distance from the start jumps to about a nat per answer within ten steps, then
+# wanders.
 
 # %%
 curves({"RLVR": [history]}, "reward", title="Reward", ylabel="share of right answers")
