@@ -20,7 +20,6 @@ from torch import Tensor
 if TYPE_CHECKING:  # importing it takes as long as a training step
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from posttrain.renderers import PLAIN_STOP as PLAIN_STOP  # offered here, beside `plain_prompt`
 from posttrain.renderers import one_bos, renderer_for, tokens_of, user
 
 

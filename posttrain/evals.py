@@ -17,15 +17,9 @@ import tinker
 from numpy.typing import NDArray
 
 from posttrain.datums import chat_prompt
-from posttrain.requests import item_seed, results
 from posttrain.rollouts import Play, Prompt, Rollout, Stop, answer
 from posttrain.stats import Estimate, bootstrap_mean, fields_to_json, pass_at_k
 from posttrain.tasks.problem import Problem
-
-__all__ = [
-    "Comparison", "Prompt", "Score", "Stop", "evaluate", "item_seed", "longest", "results",
-    "side_by_side",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tinker
 
-from posttrain.evals import evaluate, item_seed, side_by_side
+from posttrain.evals import evaluate, side_by_side
+from posttrain.requests import item_seed
 from posttrain.tasks.problem import Grade
 
 END = 0  # the fake tokenizer's end token; every other token is a character

@@ -195,6 +195,46 @@ def test_a_judge_goes_on_from_a_base_with_the_same_tokenizer(tmp_path: Path) -> 
         tokenizer_of(replace(recipe, tokenizer="../none"), judge)
 
 
+def test_a_deeper_model_starts_as_the_one_it_grows_from(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TOY, sample=300)
+    shallow = first_weights(toy(2), tmp_path, len(tokenizer))
+    shallow.save(tmp_path / "base", torch.float32)
+    deep = replace(toy(2), layers=3 * toy(2).layers, start="../base")
+    (tmp_path / "teacher").mkdir()
+    grown = first_weights(deep, tmp_path / "teacher", len(tokenizer))
+    assert grown.config.num_hidden_layers == 3 * shallow.config.num_hidden_layers
+    tokens = torch.arange(3 * 40).view(3, 40) % len(tokenizer)
+    assert torch.equal(grown(tokens), shallow(tokens))
+    grown.logits(grown(tokens)).square().mean().backward()
+    added = grown.get_parameter("model.layers.1.mlp.down_proj.weight")
+    assert (added == 0).all()
+    assert added.grad is not None
+    assert added.grad.abs().max() > 0  # silent, and ready to learn
+    with pytest.raises(ValueError, match=r"differs in \['num_hidden_layers'\]"):
+        first_weights(replace(deep, layers=toy(2).layers + 1), tmp_path / "teacher", len(tokenizer))
+
+
+def test_single_questions_can_be_asked_in_the_chat_format() -> None:
+    """As the tokenizer's template lays them out; all other documents stay what they were."""
+    usual = Mixture({"math": 0.5, "games": 0.5})
+    told = list(islice(documents(3, usual), 300))
+    chatted = list(islice(documents(3, replace(usual, chat=1.0)), 300))
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/base")
+    changed = 0
+    for before, after in zip(told, chatted, strict=True):
+        if "<|user|>" in after:
+            question, answer = before.removeprefix("Question: ").split("\nAnswer: ")
+            turns = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+            assert after == tokenizer.apply_chat_template(turns, tokenize=False)
+            changed += 1
+        else:
+            assert after == before
+    assert changed > 80  # of about 150 documents of math problems, those with a single one
+
+
 @pytest.mark.parametrize(("name", "least", "most"), [("judge", 2e6, 3e6), ("teacher", 4e6, 12e6)])
 def test_the_shipped_recipes_can_be_trained(name: str, least: float, most: float) -> None:
     folder = ROOT / "models" / name

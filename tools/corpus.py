@@ -3,10 +3,10 @@
 A document is one question and its answer, or several by the same author (demonstrations followed
 by an answer, so that the model learns to do in context as it is shown). Authors err in systematic
 ways: on a step where a misconception applies, the usual answer is wrong. Some also explain badly.
-Only items of training splits are used, math problems of up to six steps, and never the chat format.
+Only items of training splits are used, and math problems of up to six steps.
 
-A teacher learns from more skilful authors, and a judge from judgements; see `Mixture.skilled` and
-`judgement_documents`.
+A base model never meets the chat format. A teacher does, and learns from more skilful authors; a
+judge learns from judgements. See `Mixture.chat`, `Mixture.skilled` and `judgement_documents`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Mixture:
     careless: float = math.CARELESS  # share of people with all of them
     in_head: tuple[float, float] | None = None  # the same two for people who show no work
     skilled: float = 0.0  # of all authors, besides those who have no flaw anyway, have none
+    chat: float = 0.0  # of single questions of the tasks in CHATTED are asked in the chat format
 
 
 def documents(seed: int, mixture: Mixture) -> Iterator[str]:
@@ -56,10 +57,20 @@ def documents(seed: int, mixture: Mixture) -> Iterator[str]:
     if unknown:
         raise ValueError(f"no corpus of {sorted(unknown)}; there is one of {', '.join(WRITERS)}")
     sources = {name: WRITERS[name](seed, mixture) for name in mixture.tasks}
-    rng = random.Random(seed)
+    rng, chats = random.Random(seed), random.Random(f"chat:{seed}")
     names, shares = list(mixture.tasks), list(mixture.tasks.values())
     while True:
-        yield next(sources[rng.choices(names, shares)[0]])
+        name = rng.choices(names, shares)[0]
+        text = next(sources[name])
+        yield in_chat(text) if name in CHATTED and chats.random() < mixture.chat else text
+
+
+def in_chat(text: str) -> str:
+    """A document in the chat format of our models, if it is one question and its answer."""
+    question, _, answer = text.removeprefix("Question: ").partition("\nAnswer: ")
+    if SEPARATOR in text:
+        return text
+    return f"<|user|> {question}<|end|><|assistant|> {answer}<|end|>"
 
 
 def math_documents(seed: int, mixture: Mixture) -> Iterator[str]:
@@ -130,6 +141,7 @@ def judgement_documents(seed: int, mixture: Mixture) -> Iterator[str]:
         yield block(example.prompt, example.answer)
 
 
+CHATTED = ("math", "stories", "code", "judgements")
 TOOL_FLAWS = ("never", "always", "malformed", "careless")
 WRITERS: dict[str, Callable[[int, Mixture], Iterator[str]]] = {
     "math": math_documents,

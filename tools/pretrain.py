@@ -24,7 +24,7 @@ import math
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -125,21 +125,41 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> I
 def first_weights(recipe: Recipe, folder: Path, vocabulary: int) -> Decoder:
     """Those of another model, or random ones.
 
+    A recipe may have twice (three times, ...) the layers of the model that it starts from. Each of
+    those is then followed by copies of itself that add nothing to the residual stream yet, so that
+    the deeper model computes what the other does (LLaMA Pro, Wu et al. 2024, arXiv:2401.02415).
+
     Raises:
         ValueError: the other model has another shape; the text names where they differ.
     """
     config = recipe.decoder_config(vocabulary)
+    decoder = Decoder(config)
     if not recipe.start:
-        decoder = Decoder(config)
         initialise(decoder, recipe.seed)
         return decoder
-    other, decoder = Decoder.load(folder / recipe.start), Decoder(config)
+    other = Decoder.load(folder / recipe.start)
     asked, found = dataclasses.asdict(config), dataclasses.asdict(other.config)
+    copies, rest = divmod(asked["num_hidden_layers"], found["num_hidden_layers"])
+    if rest == 0:
+        found["num_hidden_layers"] *= copies
     differ = [name for name in asked if asked[name] != found[name]]
     if differ:
         raise ValueError(f"the recipe starts from {recipe.start}, which differs in {differ}")
-    decoder.load_state_dict(other.state_dict())
+    decoder.load_state_dict(dict(deepened(other.state_dict(), copies)))
     return decoder
+
+
+def deepened(weights: Mapping[str, Tensor], copies: int) -> Iterator[tuple[str, Tensor]]:
+    """Weights by name, each layer of the model `copies` times, of which one has an effect."""
+    for name, weight in weights.items():
+        parts = name.split(".")
+        if parts[:2] != ["model", "layers"]:
+            yield name, weight
+            continue
+        for copy in range(copies):
+            layer = str(int(parts[2]) * copies + copy)
+            silent = copy > 0 and parts[-2] in ("o_proj", "down_proj")
+            yield ".".join([*parts[:2], layer, *parts[3:]]), weight * (not silent)
 
 
 def initialise(decoder: Decoder, seed: int) -> None:

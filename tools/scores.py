@@ -13,9 +13,10 @@ from pathlib import Path
 import tinker
 
 from posttrain.connect import connect
-from posttrain.datums import PLAIN_STOP, plain_prompt
+from posttrain.datums import plain_prompt
 from posttrain.evals import evaluate
 from posttrain.lab.gallery import SCORES
+from posttrain.renderers import PLAIN_STOP
 from posttrain.runs import write_json
 from posttrain.stats import Estimate, bootstrap_mean
 from posttrain.tasks import code, continual, math, records, rubrics, stories, tools

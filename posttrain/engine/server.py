@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from posttrain.engine.access import LOOPBACK, Guard, Keys, detail
 from posttrain.engine.engine import Engine
@@ -38,6 +39,22 @@ logger = logging.getLogger(__name__)
 
 TIDY = 60.0  # seconds between two rounds of `Engine.tidy`
 KEEP_ALIVE = 75  # seconds, longer than a poll, so that clients keep their connections
+
+
+class Connection(H11Protocol):
+    """A connection that may not stay open unused.
+
+    Uvicorn closes one that is idle after a request, but waits forever for the first. Clients in
+    a hurry open more connections than they come to need, and forget them.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(self.timeout_keep_alive, self.close_unused)
+
+    def close_unused(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
 
 def application(engine: Engine, hosts: tuple[str, ...] | None, api_key: str | None) -> ASGIApp:
@@ -165,6 +182,7 @@ def serve(
             application(engine, hosts, api_key),
             log_level="warning",
             access_log=False,
+            http=Connection,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=1,  # polls are held for longer; nobody is left to answer
             lifespan="off",

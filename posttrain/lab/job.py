@@ -13,13 +13,14 @@ from rich.table import Table
 
 from posttrain import plots
 from posttrain.connect import connect
-from posttrain.datums import PLAIN_STOP, chat_prompt, plain_prompt
+from posttrain.datums import chat_prompt, plain_prompt
 from posttrain.evals import Comparison, Score, evaluate, longest, side_by_side
 from posttrain.lab.arms.rlvr import cold_start, rlvr_config
 from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
 from posttrain.methods import rlvr
+from posttrain.renderers import PLAIN_STOP
 from posttrain.runs import git_commit, git_dirty, write_json
 from posttrain.scale import HONESTY, Scale
 

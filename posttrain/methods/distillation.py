@@ -34,7 +34,6 @@ from typing import Any, Literal
 import tinker
 
 from posttrain.datums import batch_indices, chat_prompt, same_tokenizer
-from posttrain.evals import Prompt, Stop
 from posttrain.methods.objectives import (
     Batch,
     Objective,
@@ -43,7 +42,7 @@ from posttrain.methods.objectives import (
     sampled_kl_p_q,
     teachers_top,
 )
-from posttrain.rollouts import sample_groups
+from posttrain.rollouts import Prompt, Stop, sample_groups
 from posttrain.tasks.problem import Item
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from posttrain.datums import batch_indices, chat_completion, chat_prompt, supervised_datum
-from posttrain.evals import results
+from posttrain.requests import results
 from posttrain.tasks.problem import Preference
 
 TIE = 1e-3  # nats; closer sums than this are equal: trainer and sampler agree no better

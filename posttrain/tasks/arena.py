@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.tasks.draws import seeded
-from posttrain.tasks.games.players import Player
+from posttrain.tasks.games.players import Player, moves_of, seated
 
 GAMES = (
     "ConnectFour-v0",
@@ -162,11 +162,7 @@ def play(
     Raises:
         ValueError: seats that do not fit, or a player that did not answer each text.
     """
-    chosen = list(seats) if seats is not None else [(0, 1)] * len(begun)
-    if len(chosen) != len(begun):
-        raise ValueError(f"{len(begun)} games need as many seats, not {len(chosen)}")
-    if any(not 0 <= number < len(players) for pair in chosen for number in pair):
-        raise ValueError(f"seats name players 0 to {len(players) - 1}, and one is another")
+    chosen = seated(len(begun), players, seats)
     matches = [Match(start, pair) for start, pair in zip(begun, chosen, strict=True)]
     tables = {i: Table(start) for i, start in enumerate(begun)}
     while tables:
@@ -175,11 +171,7 @@ def play(
             seat, text = table.observe()
             asked.setdefault(matches[i].seats[seat], []).append((i, seat, text))
         for number, positions in asked.items():
-            answers = players[number].moves([text for _, _, text in positions])
-            if len(answers) != len(positions):
-                raise ValueError(
-                    f"player {number} gave {len(answers)} moves to {len(positions)} texts"
-                )
+            answers = moves_of(players, number, [text for _, _, text in positions])
             for (i, seat, text), answer in zip(positions, answers, strict=True):
                 match, move = matches[i], read(answer)
                 match.turns.append(Turn(seat, text, answer, move))

@@ -1,4 +1,4 @@
-"""RL steps leave nothing behind: `benchmarks.soak` over 150 steps, after a warm-up of 50.
+"""RL steps leave nothing behind: `benchmarks.soak` over 400 steps, of which most are warm-up.
 
 That memory is flat shows only after many hundred steps, when allocators have what they need, so the
 long run of `benchmarks.soak` asserts it. Here the things that could pile up are counted.
@@ -15,7 +15,7 @@ from tests.conftest import KEY
 from tests.engine.impatient import forget_early
 from tests.engine.nursery import Engine
 
-STEPS = 150
+STEPS = 400
 
 
 def test_memory_and_files_are_flat(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -28,8 +28,9 @@ def test_memory_and_files_are_flat(tiny_model_dir: Path, tmp_path: Path) -> None
         for step in soak(service, connect, STEPS, others=10):
             if step % 5 == 0:
                 readings.append(read(step, 0.0, engine.url, engine.pid, tmp_path))
-        found = growth(readings)
-        assert found["memory_kib"] < 8000, found
+        found = growth(readings[len(readings) // 2 :])
+        # Over 130 steps. A snapshot that stayed would take 20 KiB a step.
+        assert found["memory_kib"] < 600, found
         assert found["files"] <= 4, found
         assert max(reading.snapshots for reading in readings) <= 17
         assert max(reading.samplers for reading in readings) <= 18

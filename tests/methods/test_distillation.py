@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.connect import shipped_models
-from posttrain.datums import PLAIN_STOP, chat_prompt, plain_prompt
+from posttrain.datums import chat_prompt, plain_prompt
 from posttrain.divergences import kl_p_q, kl_q_p
 from posttrain.methods import sft
 from posttrain.methods.distillation import (
@@ -37,6 +37,7 @@ from posttrain.methods.objectives import (
     sampled_kl_q_p,
     soft_kl_q_p,
 )
+from posttrain.renderers import PLAIN_STOP
 from posttrain.scoring import logprobs_of, top_tokens
 from posttrain.tasks import math
 from posttrain.tasks.problem import Demonstration

@@ -204,13 +204,13 @@ def test_training_reaches_the_known_optimum(
 ) -> None:
     """Answers of one token, so that all of them can be listed: p_ref exp(r / beta) / Z.
 
-    The reward is 1 for an even token. The full distribution before and after comes from the
-    most probable tokens of a prompt that is one token longer.
+    The reward is 1 for an odd token, of which the policy gives few at first. The full distribution
+    before and after comes from the most probable tokens of a prompt that is one token longer.
     """
     beta = 0.5
 
-    def even(batch_P: Any, groups_P_G: Any) -> tuple[Tensor, dict[str, float]]:
-        return torch.tensor([[float(r.tokens[0] % 2 == 0) for r in g] for g in groups_P_G]), {}
+    def odd(batch_P: Any, groups_P_G: Any) -> tuple[Tensor, dict[str, float]]:
+        return torch.tensor([[float(r.tokens[0] % 2 == 1) for r in g] for g in groups_P_G]), {}
 
     item = Ask("One?")
     prompt = [*chat_prompt(policy.get_tokenizer(), item.question), 0]  # a token to look back from
@@ -227,18 +227,23 @@ def test_training_reaches_the_known_optimum(
             logprobs[token] = logprob
         return logprobs
 
-    evens = (torch.arange(260) % 2 == 0).double()
+    odds = (torch.arange(260) % 2 == 1).double()
     p_ref = distribution(reference)
-    optimum = (p_ref + evens / beta).log_softmax(0)
-    cfg = Config(learning_rate=5e-3, prompts=1, group_size=32, max_tokens=1, steps=30, beta=beta)
-    metrics = list(train(policy, [item], cfg, reward=even, reference=reference))
+    optimum = (p_ref + odds / beta).log_softmax(0)
+    cfg = Config(learning_rate=3e-3, prompts=1, group_size=64, max_tokens=1, steps=40, beta=beta)
+    metrics = list(train(policy, [item], cfg, reward=odd, reference=reference))
     found = distribution(policy.save_weights_and_get_sampling_client().result())
     start, best, reached = (
-        (evens * logprobs.exp()).sum().item() for logprobs in (p_ref, optimum, found)
+        (odds * logprobs.exp()).sum().item() for logprobs in (p_ref, optimum, found)
     )
     assert best > start + 0.15
-    assert best < 0.98  # without a price it would be 1
+    assert best < 0.9  # without a price it would be 1
     assert reached == pytest.approx(best, abs=0.06)
+
+    def from_optimum(logprobs: Tensor) -> float:
+        return (optimum.exp() * (optimum - logprobs)).sum().item()
+
+    assert from_optimum(found) < 0.1 * from_optimum(p_ref)
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-3)
     exact = (found.exp() * (found - p_ref)).sum().item()
     assert metrics[-1]["kl"] == pytest.approx(exact, abs=0.2)

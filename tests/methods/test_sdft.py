@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import tinker
 
-from posttrain.datums import PLAIN_STOP, chat_prompt, plain_prompt
+from posttrain.datums import chat_prompt, plain_prompt
 from posttrain.divergences import jsd
 from posttrain.methods import distillation, sft
 from posttrain.methods.distillation import Questions, students_texts
@@ -24,6 +24,7 @@ from posttrain.methods.sdft import (
     to_rewrite,
     train,
 )
+from posttrain.renderers import PLAIN_STOP
 from posttrain.tasks import math
 from posttrain.tasks.problem import Demonstration
 

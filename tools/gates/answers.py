@@ -8,8 +8,9 @@ from typing import Any
 
 import tinker
 
-from posttrain.datums import PLAIN_STOP, plain_prompt
-from posttrain.evals import item_seed, results
+from posttrain.datums import plain_prompt
+from posttrain.renderers import PLAIN_STOP
+from posttrain.requests import item_seed, results
 
 
 def answers(

@@ -12,8 +12,9 @@ from typing import Any
 
 import tinker
 
-from posttrain.datums import PLAIN_STOP, plain_prompt
+from posttrain.datums import plain_prompt
 from posttrain.evals import evaluate
+from posttrain.renderers import PLAIN_STOP
 from posttrain.stats import Estimate, bootstrap_mean
 from posttrain.tasks import math, records
 from posttrain.tasks.continual import demonstrated

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import tinker
 
-from posttrain.datums import PLAIN_STOP, chat_prompt, plain_prompt
+from posttrain.datums import chat_prompt, plain_prompt
 from posttrain.evals import evaluate
+from posttrain.renderers import PLAIN_STOP
 from posttrain.stats import Estimate, bootstrap_mean
 from posttrain.tasks import math
 from tools.gates.gate import Gate

@@ -8,8 +8,9 @@ from itertools import count, islice
 
 import tinker
 
-from posttrain.datums import PLAIN_STOP, plain_prompt
-from posttrain.evals import item_seed
+from posttrain.datums import plain_prompt
+from posttrain.renderers import PLAIN_STOP
+from posttrain.requests import item_seed
 from posttrain.stats import Estimate, bootstrap_mean
 from posttrain.tasks import tools
 from tools.gates.answers import ask

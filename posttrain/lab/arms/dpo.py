@@ -183,6 +183,6 @@ EXPERIMENT = Experiment(
     },
     sources=[dpo, sft, pairing, texts, sys.modules[__name__]],
     measure=on_texts,
-    chosen_by="test/gold",
+    chosen_by=("test/gold",),
     tasks=("stories", "ultrafeedback"),
 )  # fmt: skip

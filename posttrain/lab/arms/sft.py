@@ -24,7 +24,7 @@ FULL_RATE = 2e-4  # usual for LoRA on models of billions of parameters; not swep
 def sft_config(world: World, seed: int, rate: float | None = None) -> sft.Config:
     """The configuration of the SFT lesson at the world's scale."""
     cfg = sft.Config(
-        steps=world.steps(smoke=4, laptop=120, full=200),
+        steps=world.steps(smoke=4, laptop=240, full=200),
         batch_size=pick(world.scale, smoke=8, laptop=32, full=64),
         seed=seed,
     )
@@ -71,13 +71,16 @@ EXPERIMENT = Experiment(
               "chain of thought", "answer only", "test/pass@1"),
         Claim("CoT beats answer-only on longer problems than trained on",
               "chain of thought", "answer only", "ood/pass@1"),
+        Claim("CoT keeps a larger share of its accuracy there",
+              "chain of thought", "answer only", "ood/kept"),
     ],
     rates={
-        "chain of thought": (1e-3, 3e-3, 6e-3, 1e-2),
-        "answer only": (1e-3, 3e-3, 6e-3, 1e-2),
+        "chain of thought": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+        "answer only": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     },
     headline=Headline("base", "chain of thought", "answer only", "test/pass@1"),
     configs=lambda world: {"sft": asdict(sft_config(world, 0))},
     sources=[sft, sys.modules[__name__]],
     longer=True,
+    chosen_by=("test/pass@1", "ood/pass@1"),
 )  # fmt: skip

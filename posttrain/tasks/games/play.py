@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from posttrain.tasks.games.game import read_move
-from posttrain.tasks.games.players import Player
+from posttrain.tasks.games.players import Player, moves_of, seated
 from posttrain.tasks.games.position import Position
 
 # What happens after a move that is illegal or cannot be read: the move that is made instead, or
@@ -76,11 +76,7 @@ def play(
     Raises:
         ValueError: seats that do not fit, or a player that did not answer each text.
     """
-    chosen = list(seats) if seats is not None else [(0, 1)] * len(starts)
-    if len(chosen) != len(starts):
-        raise ValueError(f"{len(starts)} games need as many seats, not {len(chosen)}")
-    if any(not 0 <= number < len(players) for pair in chosen for number in pair):
-        raise ValueError(f"seats name players 0 to {len(players) - 1}, and one is another")
+    chosen = seated(len(starts), players, seats)
     matches = [Match(start, pair) for start, pair in zip(starts, chosen, strict=True)]
     states = [match.start.state() for match in matches]
     offsets = [state.current_player() for state in states]  # who moves first is seat 0
@@ -93,9 +89,7 @@ def play(
             asked.setdefault(matches[i].seats[seat], []).append(i)
         for number, games in asked.items():
             texts = [matches[i].start.game.text(states[i]) for i in games]
-            answers = players[number].moves(texts)
-            if len(answers) != len(texts):
-                raise ValueError(f"player {number} gave {len(answers)} moves to {len(texts)} texts")
+            answers = moves_of(players, number, texts)
             for i, text, answer in zip(games, texts, answers, strict=True):
                 seat = states[i].current_player() ^ offsets[i]
                 turn = judge(matches[i].start, seat, text, answer, penalty, rngs[i])

@@ -49,3 +49,27 @@ def optimal(*, seed: int = 0) -> Expert:
 def uniform(*, seed: int = 0) -> Expert:
     """Random legal moves."""
     return Expert(0.0, seed=seed)
+
+
+def seated(
+    games: int, players: Sequence[Player], seats: Sequence[tuple[int, int]] | None
+) -> list[tuple[int, int]]:
+    """For each game the numbers of the players in its two seats; by default the first two.
+
+    Raises:
+        ValueError: seats that do not fit.
+    """
+    chosen = list(seats) if seats is not None else [(0, 1)] * games
+    if len(chosen) != games:
+        raise ValueError(f"{games} games need as many seats, not {len(chosen)}")
+    if any(not 0 <= number < len(players) for pair in chosen for number in pair):
+        raise ValueError(f"seats name players 0 to {len(players) - 1}, and one is another")
+    return chosen
+
+
+def moves_of(players: Sequence[Player], number: int, texts: Sequence[str]) -> list[str]:
+    """What a player says to each text. Raises ValueError if it does not answer each."""
+    answers = players[number].moves(texts)
+    if len(answers) != len(texts):
+        raise ValueError(f"player {number} gave {len(answers)} moves to {len(texts)} texts")
+    return answers
