@@ -75,8 +75,8 @@ EXPERIMENT = Experiment(
               "chain of thought", "answer only", "ood/kept"),
     ],
     rates={
-        "chain of thought": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-        "answer only": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+        "chain of thought": (1e-3, 2e-3, 4e-3),
+        "answer only": (1e-3, 2e-3, 4e-3),
     },
     headline=Headline("base", "chain of thought", "answer only", "test/pass@1"),
     configs=lambda world: {"sft": asdict(sft_config(world, 0))},
