@@ -1,6 +1,7 @@
 """The main job and the comparisons, whole, at smoke scale on the shipped model."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +55,12 @@ def test_a_comparison_writes_paired_results(
     curves = compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["arms"]) == set(experiment.arms) == set(curves)
-    for claim, intended in zip(results["claims"], experiment.claims, strict=True):
+    measured = [set.intersection(*(set(results["arms"][arm]["runs"][seed]["metrics"])
+                for arm in (claim.arm, claim.baseline) for seed in (0, 1)))
+                for claim in experiment.claims]  # fmt: skip
+    told = [c for c, names in zip(experiment.claims, measured, strict=True) if c.metric in names]
+    assert len(told) >= len(experiment.claims) - 1  # a share of nothing cannot be told
+    for claim, intended in zip(results["claims"], told, strict=True):
         arms = [results["arms"][claim[role]]["runs"] for role in ("arm", "baseline")]
         by_seed = [[run["metrics"][intended.metric] for run in runs] for runs in arms]
         difference = sum(a - b for a, b in zip(*by_seed, strict=True)) / 2
@@ -62,6 +68,9 @@ def test_a_comparison_writes_paired_results(
         assert claim["ci95"][0] <= claim["difference"] <= claim["ci95"][1]
     assert results["ledger"]["optimizer_steps"] > 0
     assert results["ledger"]["flops"] > 0
+    other = replace(experiment, configs=lambda world: {"rate": 1.0})
+    with pytest.raises(ValueError, match="measured with other code or settings"):
+        compare(base_service, other, worlds, [0, 1], tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("task", ["math", "stories"])

@@ -98,6 +98,7 @@ class Experiment:
     headline: Headline | None = None
     measure: Callable[[Trained, World], Measured] = on_problems
     chosen_by: Sequence[str] = ("test/pass@1",)  # a sweep maximises their mean on validation
+    swept: float = 0.5  # share of the usual steps that a sweep takes
     tasks: tuple[str, str] = ("math", "gsm8k")  # by default: below full scale, and at it
 
     @property
@@ -149,15 +150,21 @@ def one_seed(
     seed: int,
     out: Path,
 ) -> dict[str, Any]:
-    """Train and measure one arm with one seed, or return what an earlier run measured."""
+    """Train and measure one arm with one seed, or return what an earlier run measured.
+
+    Raises:
+        ValueError: that run had other code or another configuration.
+    """
     folder = out / f"seed-{seed}-{arm.replace(' ', '-').lower()}"
     done = folder.with_name(f"{folder.name}.json")
+    world = worlds(seed) if experiment.longer else replace(worlds(seed), ood=())
+    made_by = {"code": experiment.code, "config": _config(experiment, world)}
     if not done.exists():
         out.mkdir(parents=True, exist_ok=True)
-        world = worlds(seed) if experiment.longer else replace(worlds(seed), ood=())
         trained = experiment.arms[arm](service, world, folder, seed)
         found = experiment.measure(trained, world)
         record = {
+            "made_by": made_by,
             "seed": seed,
             "metrics": found.metrics,
             "ledger": trained.cost.to_json(),
@@ -166,7 +173,13 @@ def one_seed(
         }
         write_json(done, record)
         print(f"{experiment.name}, {arm}, seed {seed}: {found.text}", flush=True)
-    return json.loads(done.read_text())
+    record = json.loads(done.read_text())
+    if record.get("made_by") != json.loads(json.dumps(made_by)):
+        raise ValueError(
+            f"{done} was measured with other code or settings than these; choose another folder "
+            f"with --out, or delete {out} to start again"
+        )
+    return record
 
 
 def compare(
@@ -219,13 +232,13 @@ def sweep(
     results: Path,
     seed: int = 100,
 ) -> dict[str, dict[str, float]]:
-    """The mean of `experiment.chosen_by` on validation for each arm at each learning rate, at half
-    the steps and a seed of its own, written to `results`/sweep.json. The arms' rates were chosen
-    from it."""
+    """The mean of `experiment.chosen_by` on validation for each arm at each learning rate, with a
+    share of the steps and a seed of its own, written to `results`/sweep.json. The arms' rates were
+    chosen from it."""
     world = worlds(seed)
     longer = world.ood[len(world.ood) // 2 :] if experiment.longer else ()  # no test items
     held_out, k = world.validation[:100], min(world.k, 8)
-    world = replace(world, test=held_out, ood=longer, k=k, effort=0.5)
+    world = replace(world, test=held_out, ood=longer, k=k, effort=experiment.swept)
     table: dict[str, dict[str, float]] = {}
     for arm, run in experiment.arms.items():
         for rate in experiment.rates.get(arm, ()):

@@ -24,7 +24,7 @@ FULL_RATE = 2e-4  # usual for LoRA on models of billions of parameters; not swep
 def sft_config(world: World, seed: int, rate: float | None = None) -> sft.Config:
     """The configuration of the SFT lesson at the world's scale."""
     cfg = sft.Config(
-        steps=world.steps(smoke=4, laptop=240, full=200),
+        steps=world.steps(smoke=4, laptop=120, full=200),
         batch_size=pick(world.scale, smoke=8, laptop=32, full=64),
         seed=seed,
     )
@@ -83,4 +83,5 @@ EXPERIMENT = Experiment(
     sources=[sft, sys.modules[__name__]],
     longer=True,
     chosen_by=("test/pass@1", "ood/pass@1"),
+    swept=1.0,  # fewer steps want higher rates, and those reach less far
 )  # fmt: skip
