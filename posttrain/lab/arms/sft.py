@@ -63,8 +63,8 @@ EXPERIMENT = Experiment(
     name="methods/sft",
     arms={
         "base": untrained,
-        "chain of thought": partial(imitate, target=worked, rate=6e-3),
-        "answer only": partial(imitate, target=bare, rate=3e-3),
+        "chain of thought": partial(imitate, target=worked, rate=2e-3),
+        "answer only": partial(imitate, target=bare, rate=1e-3),
     },
     claims=[
         Claim("CoT beats answer-only on held-out problems",
