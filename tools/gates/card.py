@@ -77,11 +77,7 @@ library_name: transformers
 
 # posttrain/{recipe["name"]}
 
-A base model of {training["parameters"] / 1e6:.2f} million parameters for experiments in
-post-training: Qwen3 architecture, {recipe["layers"]} layers, hidden size {recipe["hidden_size"]},
-{recipe["heads"]} heads, context {recipe["context"]}, tied embeddings, bfloat16. It knows the
-world of this laboratory (`posttrain/tasks/`) and nothing else, and knows it as its authors did:
-with systematic mistakes. It has never seen the chat format of its tokenizer.
+{opening(training)}
 
 It is made for this laboratory and is of no use outside of it.
 
@@ -95,7 +91,7 @@ A document has one author. Of those who solve math problems, some make no mistak
 one with probability one half. Some documents show the work, the others only answers; some hold
 two or three items by the same author, so that the model learns to answer as it is shown. Those who
 tell stories forget, ramble and mix moods; those who play games mostly play badly; those who have a
-calculator use it or not.
+calculator use it or not.{more_skill(recipe["phases"][0]["mixture"])}
 
 ## Training
 
@@ -117,6 +113,36 @@ them again.
 
 {table(gates, recorded)}
 """
+
+
+def opening(training: Mapping[str, Any]) -> str:
+    """What the model is, in one paragraph."""
+    recipe = training["recipe"]
+    shape = (
+        f"of {training['parameters'] / 1e6:.2f} million parameters for experiments in\n"
+        f"post-training: Qwen3 architecture, {recipe['layers']} layers, hidden size "
+        f"{recipe['hidden_size']},\n{recipe['heads']} heads, context {recipe['context']}, tied "
+        "embeddings, bfloat16. "
+    )
+    if recipe["name"] == "base":
+        return f"""A base model {shape}It knows the
+world of this laboratory (`posttrain/tasks/`) and nothing else, and knows it as its authors did:
+with systematic mistakes. It has never seen the chat format of its tokenizer."""
+    return f"""A teacher {shape}It has
+grown from `posttrain/base`, whose tokenizer it shares: each layer was followed by a copy that added
+nothing at first, and the deeper model was trained on, by more skilful authors and partly in the
+chat format. It is for distillation into the base."""
+
+
+def more_skill(mixture: Mapping[str, Any]) -> str:
+    """A sentence about mixtures with more skilful authors, or nothing."""
+    if not mixture.get("skilled"):
+        return ""
+    return (
+        f"\n\nOf all these authors {mixture['skilled']:.0%}, besides those who are without flaw "
+        "anyway, have none\nof their kind's flaws. Of documents with a single question (math, "
+        f"stories, code)\n{mixture['chat']:.0%} are in the chat format."
+    )
 
 
 def solvers(mixture: Mapping[str, Any]) -> str:
