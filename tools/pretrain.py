@@ -56,7 +56,10 @@ def tokenizer_of(recipe: Recipe, folder: Path) -> PreTrainedTokenizerFast:
     other = folder / recipe.tokenizer
     if not (other / "tokenizer.json").exists():
         raise ValueError(f"the recipe takes its tokenizer from {other}, where there is none")
-    return PreTrainedTokenizerFast.from_pretrained(other, model_max_length=recipe.context)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(other, model_max_length=recipe.context)
+    for where in ("is_local", "local_files_only"):  # how it was loaded is none of the new model's
+        tokenizer.init_kwargs.pop(where, None)
+    return tokenizer
 
 
 def train_tokenizer(recipe: Recipe, sample: int = 20_000) -> PreTrainedTokenizerFast:

@@ -57,9 +57,13 @@ def table(gates: Mapping[str, Gate], recorded: Mapping[str, Any]) -> str:
 
 
 def card(
-    training: Mapping[str, Any], gates: Mapping[str, Gate], recorded: Mapping[str, Any]
+    training: Mapping[str, Any],
+    gates: Mapping[str, Gate],
+    recorded: Mapping[str, Any],
+    extra: str = "",
 ) -> str:
-    """The model card, from the record of the training and the measured gates."""
+    """The model card, from the record of the training and the measured gates, and what comes after
+    them."""
     recipe, losses = training["recipe"], training["losses"]
     phases = [
         f"| {number} | {p['steps']} x {p['rows']} x {p['length']} | {p['learning_rate']:g} | "
@@ -112,7 +116,7 @@ Loss in nats per token, questions included: {", ".join(f"{x:.3f} at {s}" for s, 
 them again.
 
 {table(gates, recorded)}
-"""
+{extra}"""
 
 
 def opening(training: Mapping[str, Any]) -> str:
@@ -157,7 +161,11 @@ def solvers(mixture: Mapping[str, Any]) -> str:
 
 
 def write(
-    directory: Path, gates: Mapping[str, Gate], values: Mapping[str, Estimate], n: int
+    directory: Path,
+    gates: Mapping[str, Gate],
+    values: Mapping[str, Estimate],
+    n: int,
+    extra: str = "",
 ) -> None:
     """`gates.json` and the card, in the model's directory. Raises ValueError as `record`."""
     given = directory / REASONS
@@ -165,4 +173,4 @@ def write(
     recorded = record(gates, values, reasons, n)
     training = json.loads((directory / "training.json").read_text())
     write_json(directory / FILE, recorded)
-    write_text(directory / "README.md", card(training, gates, recorded))
+    write_text(directory / "README.md", card(training, gates, recorded, extra))

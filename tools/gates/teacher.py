@@ -1,11 +1,14 @@
 """What a teacher must be, beside the student it is for: `python -m tools.gates.teacher`.
 
+Run `python -m tools.scores models/teacher` first: the card shows both models' scores.
+
 The student is the base model after the short SFT that the RLVR lesson starts from.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,7 @@ from posttrain.connect import connect, shipped_models
 from posttrain.engine.model import Decoder
 from posttrain.evals import Score, evaluate
 from posttrain.lab.arms.rlvr import cold_start
+from posttrain.lab.gallery import SCORES
 from posttrain.lab.worlds import SHIPPED, math_world
 from posttrain.scale import Scale
 from posttrain.stats import Estimate, bootstrap_mean
@@ -38,6 +42,34 @@ GATES = {
         -0.01, 0.01, "cross-entropy on held-out documents minus mean entropy, nats per token"
     ),
 }
+
+
+# Where the teacher is not clearly better than the base, and why.
+NO_BETTER = {
+    "best moves, nim": "not found out; most authors of its corpus play well",
+    "old skill, before it is taught": "neither has met it",
+    "new skill, before it is taught": "neither has met it",
+}
+
+
+def beside(teacher: Path, student: Path) -> str:
+    """A section of the card: the scores of both models on every task, as `tools.scores` found them.
+
+    Raises:
+        ValueError: the teacher is not clearly better at something that NO_BETTER does not name, or
+            is at something that it names.
+    """
+    ours, theirs = (json.loads((m / SCORES).read_text())["tasks"] for m in (teacher, student))
+    lines = ["| task | measure | teacher | base |", "|---|---|---|---|"]
+    for task, measures in theirs.items():
+        for name, value in measures.items():
+            own, other = (Estimate.from_json(row) for row in (ours[task][name], value))
+            if (own.low > other.high) == (name in NO_BETTER):
+                raise ValueError(f"{task}, {name}: {own} beside {other}, which NO_BETTER belies")
+            lines.append(f"| {task} | {name} | {own} | {other} |")
+    reasons = [f"- {name}: {why}." for name, why in NO_BETTER.items()]
+    rows = [*lines, "", "Not clearly better, and why:", "", *reasons]
+    return "\n## Beside the base\n\n" + "\n".join(rows) + "\n"
 
 
 def measure(
@@ -97,7 +129,8 @@ def main() -> None:
     values = measure(teacher, student, directory, arguments.n)
     for name, value in values.items():
         print(f"{name:40} {value}  {'met' if GATES[name].met(value.value) else 'NOT MET'}")
-    write(directory, GATES, values, arguments.n)
+    extra = beside(directory, shipped_models()[SHIPPED])
+    write(directory, GATES, values, arguments.n, extra)
 
 
 if __name__ == "__main__":
