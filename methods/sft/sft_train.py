@@ -155,8 +155,8 @@ for arm, demonstrations in arms.items():
 #
 # ### What the loss says
 #
-# The answer-only loss falls by more in the first dozen steps, while the policy learns the form, and
-# then stays where it is: the digits of a result cannot be guessed in one go. The chain of thought
+# The answer-only loss falls by more at first, while the policy learns the form, and then stays
+# where it is: the digits of a result cannot be guessed in one go. The chain of thought
 # comes close to zero, because each of its tokens follows from the ones before. The two losses are
 # over different tokens, so their difference says nothing by itself. Only answers can be compared.
 
