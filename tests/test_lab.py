@@ -55,11 +55,14 @@ def test_a_comparison_writes_paired_results(
     curves = compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["arms"]) == set(experiment.arms) == set(curves)
-    measured = [set.intersection(*(set(results["arms"][arm]["runs"][seed]["metrics"])
-                for arm in (claim.arm, claim.baseline) for seed in (0, 1)))
-                for claim in experiment.claims]  # fmt: skip
-    told = [c for c, names in zip(experiment.claims, measured, strict=True) if c.metric in names]
-    assert len(told) >= len(experiment.claims) - 1  # a share of nothing cannot be told
+    told = [
+        claim
+        for claim in experiment.claims
+        if all(claim.metric in run["metrics"] for arm in (claim.arm, claim.baseline)
+               for run in results["arms"][arm]["runs"])
+    ]  # fmt: skip
+    # At this scale nothing may be right, and then no share of it can be kept.
+    assert [c.metric for c in experiment.claims if c not in told] in ([], ["ood/kept"])
     for claim, intended in zip(results["claims"], told, strict=True):
         arms = [results["arms"][claim[role]]["runs"] for role in ("arm", "baseline")]
         by_seed = [[run["metrics"][intended.metric] for run in runs] for runs in arms]

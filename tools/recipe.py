@@ -46,7 +46,7 @@ class Recipe:
     context: int = 512  # tokens, max_position_embeddings
     weight_decay: float = 0.05
     tokenizer: str = ""  # model whose tokenizer this one has, from the recipe's folder; "": its own
-    start: str = ""  # model to go on from, likewise, of as many layers or of a half, a third, ...
+    start: str = ""  # model to go on from, likewise, with all layers or half, ...; "": none
     phases: tuple[Phase, ...] = (Phase(),)
 
     @classmethod

@@ -149,18 +149,21 @@ def one_seed(
     arm: str,
     seed: int,
     out: Path,
+    made_by: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Train and measure one arm with one seed, or return what an earlier run measured.
+
+    Args:
+        made_by: the code and the configuration, kept with what is measured.
 
     Raises:
         ValueError: that run had other code or another configuration.
     """
     folder = out / f"seed-{seed}-{arm.replace(' ', '-').lower()}"
     done = folder.with_name(f"{folder.name}.json")
-    world = worlds(seed) if experiment.longer else replace(worlds(seed), ood=())
-    made_by = {"code": experiment.code, "config": _config(experiment, world)}
     if not done.exists():
         out.mkdir(parents=True, exist_ok=True)
+        world = worlds(seed) if experiment.longer else replace(worlds(seed), ood=())
         trained = experiment.arms[arm](service, world, folder, seed)
         found = experiment.measure(trained, world)
         record = {
@@ -199,8 +202,9 @@ def compare(
     out.
     """
     world = worlds(seeds[0])
+    made_by: dict[str, Any] = {"code": experiment.code, "config": _config(experiment, world)}
     records = {
-        arm: [one_seed(service, experiment, worlds, arm, seed, out) for seed in seeds]
+        arm: [one_seed(service, experiment, worlds, arm, seed, out, made_by) for seed in seeds]
         for arm in experiment.arms
     }
     total = Ledger()
@@ -214,12 +218,12 @@ def compare(
         backend="embedded engine" if world.model.startswith("posttrain/") else "Tinker server",
         model=world.model,
         seeds=seeds,
-        config=_config(experiment, world),
+        config=made_by["config"],
         arms={arm: _arm_record(runs) for arm, runs in records.items()},
         claims=[_verdict(c, records) for c in experiment.claims if _can_be_told(c, records)],
         headline=asdict(experiment.headline) if experiment.headline else None,
         ledger=total,
-        code=experiment.code,
+        code=made_by["code"],
     )
     return {arm: [record["curve"] for record in runs] for arm, runs in records.items()}
 
@@ -231,15 +235,15 @@ def sweep(
     out: Path,
     results: Path,
     seed: int = 100,
-) -> dict[str, dict[str, float]]:
-    """The mean of `experiment.chosen_by` on validation for each arm at each learning rate, with a
-    share of the steps and a seed of its own, written to `results`/sweep.json. The arms' rates were
-    chosen from it."""
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`experiment.chosen_by` on validation for each arm at each learning rate, with a share of the
+    steps and a seed of its own, written to `results`/sweep.json. Each arm has the rate at which the
+    mean of these metrics is highest."""
     world = worlds(seed)
     longer = world.ood[len(world.ood) // 2 :] if experiment.longer else ()  # no test items
     held_out, k = world.validation[:100], min(world.k, 8)
     world = replace(world, test=held_out, ood=longer, k=k, effort=experiment.swept)
-    table: dict[str, dict[str, float]] = {}
+    table: dict[str, dict[str, dict[str, float]]] = {}
     for arm, run in experiment.arms.items():
         for rate in experiment.rates.get(arm, ()):
             name = f"{arm.replace(' ', '-').lower()}-{rate:g}"
@@ -249,11 +253,11 @@ def sweep(
                 found = experiment.measure(trained, world)
                 write_json(done, {metric: found.metrics[metric] for metric in experiment.chosen_by})
             scores = json.loads(done.read_text())
-            table.setdefault(arm, {})[f"{rate:g}"] = float(np.mean(list(scores.values())))
+            for metric, score in scores.items():
+                table.setdefault(metric, {}).setdefault(arm, {})[f"{rate:g}"] = score
             told = ", ".join(f"{metric} {score:.3f}" for metric, score in scores.items())
             print(f"sweep, {arm}, learning rate {rate:g}: {told}", flush=True)
-    metric = " and ".join(experiment.chosen_by)
-    write_json(results / "sweep.json", {"commit": git_commit(), "seed": seed, metric: table})
+    write_json(results / "sweep.json", {"commit": git_commit(), "seed": seed, **table})
     return table
 
 

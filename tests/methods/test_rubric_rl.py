@@ -218,7 +218,7 @@ def judge_model(base_service: tinker.ServiceClient) -> tinker.SamplingClient:
     model = base_service.create_lora_training_client("posttrain/base", rank=8, seed=0).result()
     known = [judgement("train", i) for i in range(90)]
     shown = [Demonstration(j.prompt, j.answer) for j in known]
-    list(sft.train(model, shown, sft.Config(steps=100, batch_size=6, learning_rate=0.003)))
+    list(sft.train(model, shown, sft.Config(steps=100, batch_size=6)))
     return model.save_weights_and_get_sampling_client().result()
 
 

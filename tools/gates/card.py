@@ -113,7 +113,7 @@ Loss in nats per token, questions included: {", ".join(f"{x:.3f} at {s}" for s, 
 ## Gates
 
 {recorded["n"]} held-out items of each task, with 95 % intervals. `tests/test_models.py` measures
-them again.
+{"them" if recipe["name"] == "base" else "those that need no student"} again.
 
 {table(gates, recorded)}
 {extra}"""
