@@ -258,6 +258,7 @@ def sweep(
                 table.setdefault(metric, {}).setdefault(arm, {})[f"{rate:g}"] = score
             told = ", ".join(f"{metric} {score:.3f}" for metric, score in scores.items())
             print(f"sweep, {arm}, learning rate {rate:g}: {told}", flush=True)
+    results.mkdir(parents=True, exist_ok=True)
     write_json(results / "sweep.json", {"commit": git_commit(), "seed": seed, **table})
     return table
 
