@@ -209,7 +209,6 @@ def write_results(
         "tinker": version("tinker"),
     }
     path = Path(folder) / filename
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
     return path
 
@@ -239,7 +238,9 @@ def git_dirty() -> bool | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file in one step: a reader, or a crash, meets the old text or the new one."""
+    """Replace the file in one step: a reader, or a crash, meets the old text or the new one. Its
+    folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w") as file:
         file.write(text)

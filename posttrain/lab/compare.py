@@ -163,7 +163,6 @@ def one_seed(
     folder = out / f"seed-{seed}-{arm.replace(' ', '-').lower()}"
     done = folder.with_name(f"{folder.name}.json")
     if not done.exists():
-        out.mkdir(parents=True, exist_ok=True)
         world = worlds(seed) if experiment.longer else replace(worlds(seed), ood=())
         trained = experiment.arms[arm](service, world, folder, seed)
         found = experiment.measure(trained, world)
@@ -258,7 +257,6 @@ def sweep(
                 table.setdefault(metric, {}).setdefault(arm, {})[f"{rate:g}"] = score
             told = ", ".join(f"{metric} {score:.3f}" for metric, score in scores.items())
             print(f"sweep, {arm}, learning rate {rate:g}: {told}", flush=True)
-    results.mkdir(parents=True, exist_ok=True)
     write_json(results / "sweep.json", {"commit": git_commit(), "seed": seed, **table})
     return table
 
