@@ -97,9 +97,10 @@ def test_a_comparison_writes_paired_results(
     assert results["ledger"]["optimizer_steps"] > 0
     assert results["ledger"]["flops"] > 0
     expected = planned(base_service, experiment, worlds(0)) * 2
-    assert 0.9 * spent.train <= expected.train <= 1.5 * spent.train
-    assert 0.9 * spent.prefill <= expected.prefill <= 1.5 * spent.prefill
-    assert spent.sample <= expected.sample <= 5 * spent.sample  # as if no answer ended early
+    # As if no answer ended early, and every one was used.
+    assert 0.9 * spent.train <= expected.train <= 2.5 * spent.train
+    assert 0.9 * spent.prefill <= expected.prefill <= 2.5 * spent.prefill
+    assert spent.sample <= expected.sample <= 5 * spent.sample
     other = replace(experiment, configs=lambda world: {"rate": 1.0})
     with pytest.raises(ValueError, match="measured with other code or settings"):
         compare(base_service, other, worlds, [0, 1], tmp_path, tmp_path)

@@ -8,6 +8,7 @@ So nothing starts before the server has said that it has them.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def check_models(service: tinker.ServiceClient, names: Iterable[str | None]) -> 
         ValueError: it lacks one; the text lists what it has.
     """
     wanted = [name for name in names if name is not None and not Path(name).is_dir()]
-    supported = service.get_server_capabilities().supported_models
+    with warnings.catch_warnings():  # the SDK would have a client that needs address and key anew
+        warnings.simplefilter("ignore", FutureWarning)
+        supported = service.get_server_capabilities().supported_models
     has = sorted(model.model_name for model in supported if model.model_name)
     missing = [name for name in wanted if name not in has]
     if missing:
