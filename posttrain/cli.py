@@ -1,4 +1,4 @@
-"""The command line: `posttrain lab | run | chat | tasks | models | serve | export`."""
+"""The command line: `posttrain lab | run | compare | chat | tasks | models | serve | export`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from posttrain.scale import scale_from
+from posttrain.scale import Scale, scale_from
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 HOME = Path(__file__).resolve().parents[1]  # the checkout, where lessons keep their results
@@ -36,6 +36,9 @@ TaskOption = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option(help="base model; `posttrain models` lists the local ones")
 ]
+YesOption = Annotated[
+    bool, typer.Option("--yes", help="at full scale, start without asking about the cost")
+]
 
 
 @app.command()
@@ -45,6 +48,7 @@ def lab(
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="data order, adapters and sampling")] = 0,
     out: Annotated[Path | None, typer.Option(help="default: runs/lab-SCALE-SEED")] = None,
+    yes: YesOption = False,
 ) -> None:
     """Post-train the base model with SFT and then RLVR, and show before and after.
 
@@ -54,9 +58,8 @@ def lab(
     from posttrain.lab.job import post_train
 
     chosen = scale_from(scale)
-    post_train(
-        chosen, task=task, model=model, seed=seed, out=out or Path(f"runs/lab-{chosen}-{seed}")
-    )
+    folder = out or Path(f"runs/lab-{chosen}-{seed}")
+    post_train(chosen, task=task, model=model, seed=seed, out=folder, yes=yes)
 
 
 @app.command()
@@ -77,6 +80,7 @@ def run(
     sweep: Annotated[
         bool, typer.Option(help="instead: try learning rates, scored on validation")
     ] = False,
+    yes: YesOption = False,
 ) -> None:
     """Run a method against its controls over paired seeds, and write results.json.
 
@@ -91,10 +95,14 @@ def run(
                                            each seed is a process of its own, one per core
 
       posttrain run rlvr --scale smoke     seconds: does it run?
+
+      posttrain run rlvr --scale full      a hosted model: shows what it may cost, and asks
     """
     from posttrain.connect import connect
     from posttrain.lab import compare
     from posttrain.lab.arms import EXPERIMENTS
+    from posttrain.lab.estimate import PLANS, before_spending
+    from posttrain.lab.models import check_models
     from posttrain.lab.seeds import run_seeds
     from posttrain.lab.worlds import World
 
@@ -113,18 +121,44 @@ def run(
     def worlds(at: int) -> World:
         return experiment.world(chosen, task, at, model)
 
-    worlds(seed)  # a wrong name fails before anything starts
+    world = worlds(seed)  # a wrong name fails before anything starts
     every = range(seed, seed + seeds)
+    if chosen is Scale.FULL:  # ask once, before the seeds go their own ways
+        before_spending(connect(), world, PLANS.get(experiment.name), seeds=seeds, yes=yes)
     if jobs > 1 and not sweep:
-        words = ["run", method, "--scale", str(chosen), "--out", str(folder)]
+        words = ["run", method, "--scale", str(chosen), "--out", str(folder), "--yes"]
         words += [*(["--task", task] if task else []), *(["--model", model] if model else [])]
         run_seeds(words, every, jobs)
     service = connect()
+    check_models(service, (world.model, world.judge, world.teacher))
     if sweep:
         compare.sweep(service, experiment, worlds, folder / "sweep", results)
         return
     compare.compare(service, experiment, worlds, every, folder, results)
     print(f"results: {results / 'results.json'}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="run folders, or results files and their folders")
+    ],
+) -> None:
+    """Show runs side by side: settings that differ, metrics at the end, budget, and answers.
+
+    A results file has a column for each of its arms, or stages.
+
+    Examples:
+
+      posttrain compare methods/rlvr        a method and its controls
+
+      posttrain compare runs/lab-laptop-0   the stages of the main job, as measured
+
+      posttrain compare runs/lab-laptop-0/sft runs/lab-laptop-0/rlvr   as they trained
+    """
+    from posttrain.lab.beside import beside, columns
+
+    Console().print(beside([column for name in runs for column in columns(name)]))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
@@ -48,6 +48,20 @@ class Ledger:
             yield
         finally:
             self.seconds += time.perf_counter() - began
+
+    @classmethod
+    def of(cls, metrics: Iterable[Mapping[str, float]], parameters: int = 0) -> Ledger:
+        """The cost of a run whose steps yielded these `metrics`, of a model of so many parameters;
+        without them, no FLOPs. Raises ValueError where a step does not say its `tokens`."""
+        ledger = cls()
+        for line in metrics:
+            if "tokens" not in line:
+                raise ValueError(f"a step without `tokens` cannot be counted: {dict(line)}")
+            ledger.train(int(line["tokens"]), parameters)
+            ledger.sample(int(line.get("sampled_tokens", 0)), parameters)
+            ledger.score(int(line.get("scored_tokens", 0)), parameters)
+            ledger.seconds += line.get("seconds", 0.0)
+        return ledger
 
     def __add__(self, other: Ledger) -> Ledger:
         """A new ledger with both costs."""

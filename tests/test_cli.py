@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SUBCOMMANDS = ("lab", "run", "chat", "tasks", "models", "serve", "export")
+SUBCOMMANDS = ("lab", "run", "compare", "chat", "tasks", "models", "serve", "export")
 
 
 def command_line(*words: str, **env: str) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def test_models_lists_the_shipped_one() -> None:
         ),
         (["lab", "--scale", "huge"], "the known ones are smoke, laptop, full"),
         (["run", "sft", "--seeds", "0"], "at least one seed"),
+        (["compare", "docs"], "docs is neither a run folder nor a results file"),
         (["chat", "docs"], "docs is neither a model nor the folder of a run"),
         (["chat", "posttrain/base", "--max-tokens", "0"], "--max-tokens is at least 1, not 0"),
         (["tasks", "chess"], "unknown task 'chess'; the known ones are math, stories, rubrics,"),

@@ -1,7 +1,9 @@
 """The main job and the comparisons, whole, at smoke scale on the shipped model."""
 
 import json
+from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from transformers import AutoTokenizer
 from posttrain.connect import shipped_models
 from posttrain.lab import job
 from posttrain.lab.arms import EXPERIMENTS, distillation
-from posttrain.lab.compare import compare
-from posttrain.lab.worlds import bare, worked, world_of
+from posttrain.lab.compare import Experiment, compare
+from posttrain.lab.estimate import PLANS
+from posttrain.lab.prices import Tokens
+from posttrain.lab.worlds import World, bare, worked, world_of
 from posttrain.scale import Scale
 from posttrain.tasks import code, tools
 from posttrain.tasks.gold import gold
@@ -48,13 +52,34 @@ def test_the_main_job_runs_resumes_and_shows_its_work(
         job.post_train(Scale.SMOKE, seed=1, out=tmp_path)
 
 
+def billed(service: tinker.ServiceClient) -> Tokens:
+    """All tokens that the engine has counted so far, as hosted Tinker bills them."""
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    found = service.create_rest_client().get_billing_usage(
+        now - timedelta(days=1), now + timedelta(hours=1)
+    )
+    counts: Counter[str] = Counter()
+    for event in found.result().data:
+        if event.event_info.type != "checkpoint":
+            counts[event.event_info.type] += event.event_info.token_count
+    return Tokens(counts["sampling_prefill"], counts["sampling_sample"], counts["training"])
+
+
+def planned(service: tinker.ServiceClient, experiment: Experiment, world: World) -> Tokens:
+    """What the estimate says of one seed."""
+    tokenizer = service.create_sampling_client(base_model=world.model).result().get_tokenizer()
+    return sum((work.tokens for work in PLANS[experiment.name](world, tokenizer)), Tokens())
+
+
 @pytest.mark.parametrize("method", ["sft", "rlvr", "dpo"])
 def test_a_comparison_writes_paired_results(
     base_service: tinker.ServiceClient, tmp_path: Path, method: str
 ) -> None:
     experiment = EXPERIMENTS[method]
     worlds = partial(experiment.world, Scale.SMOKE, None)
+    before = billed(base_service)
     curves = compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
+    spent = billed(base_service) - before
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["arms"]) == set(experiment.arms) == set(curves)
     told = [
@@ -73,6 +98,11 @@ def test_a_comparison_writes_paired_results(
         assert claim["ci95"][0] <= claim["difference"] <= claim["ci95"][1]
     assert results["ledger"]["optimizer_steps"] > 0
     assert results["ledger"]["flops"] > 0
+    expected = planned(base_service, experiment, worlds(0)) * 2
+    # As if no answer ended early, and every one was used.
+    assert 0.9 * spent.train <= expected.train <= 2.5 * spent.train
+    assert 0.9 * spent.prefill <= expected.prefill <= 2.5 * spent.prefill
+    assert spent.sample <= expected.sample <= 5 * spent.sample
     other = replace(experiment, configs=lambda world: {"rate": 1.0})
     with pytest.raises(ValueError, match="measured with other code or settings"):
         compare(base_service, other, worlds, [0, 1], tmp_path, tmp_path)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import tinker
 
+from posttrain.lab.stage import Steps, run_stage
+from posttrain.lab.worlds import world_of
 from posttrain.methods import sft
 from posttrain.runs import Metrics, Run
+from posttrain.scale import Scale
 from posttrain.tasks.problem import Demonstration
 
 
@@ -40,3 +43,27 @@ def test_a_resumed_run_trains_to_the_same_bits(
     metrics = run.drive(again, sft.train(again, shown, cfg, start=run.step), cfg.steps, every=3)
     assert [m["loss"] for m in metrics] == [m["loss"] for m in expected]
     assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_an_interrupted_stage_goes_on_with_its_optimizer(
+    tmp_path: Path, service: tinker.ServiceClient
+) -> None:
+    """As the lab trains, which saves every 20 steps; Adam remembers the ones before."""
+    world = replace(world_of(Scale.SMOKE, model="posttrain/tiny"), rank=4, test=())
+    cfg = sft.Config(steps=23, batch_size=1)
+    shown = [Demonstration(f"{i}+1", f"{i + 1}") for i in range(5)]
+
+    def whole(policy: tinker.TrainingClient, at: int) -> Iterator[Metrics]:
+        return sft.train(policy, shown, cfg, start=at)
+
+    def interrupted(policy: tinker.TrainingClient, at: int) -> Iterator[Metrics]:
+        yield from islice(whole(policy, at), 21)
+        raise KeyboardInterrupt
+
+    def losses(name: str, steps: Steps) -> list[float]:
+        return [m["loss"] for m in run_stage(service, world, tmp_path / name, steps, cfg).metrics]
+
+    expected = losses("through", whole)
+    with pytest.raises(KeyboardInterrupt):
+        losses("resumed", interrupted)
+    assert losses("resumed", whole) == expected

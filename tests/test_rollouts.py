@@ -173,6 +173,15 @@ def test_all_conversations_advance_together() -> None:
     assert all(how.stop == [tools.STOP, "\0"] for _, _, how in sampler.asked)
 
 
+def test_samples_come_from_the_whole_distribution_and_with_seeds_of_their_own() -> None:
+    """Cut off or heated, they would not be from the distribution that the ratio is taken to."""
+    sampler, _ = played(7, 500)
+    sample_groups(sampler, Characters(), [[1], [1]], 2, max_tokens=4, seed=7)  # type: ignore[arg-type]
+    assert {(how.temperature, how.top_p, how.top_k) for _, _, how in sampler.asked} == {(1, 1, -1)}
+    equal = [how.seed for _, _, how in sampler.asked[-2:]]
+    assert len(set(equal)) == 2
+
+
 def test_token_stops_cannot_be_combined_with_marks() -> None:
     with pytest.raises(ValueError, match="stops at texts, so `stop` must be texts too"):
         with_calculator(Improviser(), PROBLEMS, 1, max_tokens=9, seed=0, stop=[END])  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from posttrain.connect import connect
 from posttrain.datums import chat_prompt, plain_prompt
 from posttrain.evals import Comparison, Score, evaluate, longest, side_by_side
 from posttrain.lab.arms.rlvr import cold_start, rlvr_config
+from posttrain.lab.estimate import before_spending, job_plan
 from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
@@ -26,22 +27,32 @@ from posttrain.scale import HONESTY, Scale
 
 
 def post_train(
-    scale: Scale, *, task: str | None = None, model: str | None = None, seed: int = 0, out: Path
+    scale: Scale,
+    *,
+    task: str | None = None,
+    model: str | None = None,
+    seed: int = 0,
+    out: Path,
+    yes: bool = False,
 ) -> dict[str, Score]:
     """Post-train the base model with SFT, then RLVR; print and save what it did to the model.
 
     Interrupted runs in `out` resume. Returns the scores by stage.
 
+    Args:
+        yes: at full scale, do not ask before spending.
+
     Raises:
         posttrain.connect.BackendError: no backend can be used.
-        ValueError: `out` holds runs with another configuration, or the task is unknown or has
-            no right answers.
+        ValueError: `out` holds runs with another configuration, the task is unknown or has no
+            right answers, the server lacks a model, or spending was not agreed to.
     """
     console = Console()
     world = world_of(scale, task, seed, model)
     if not world.graded:
         raise ValueError(f"the main job counts right answers; the task {task!r} has none")
     service = connect()
+    before_spending(service, world, job_plan, yes=yes)
     console.print(
         f"{world.task} at {scale} scale: {len(world.demonstrations)} demonstrations, "
         f"{len(world.train)} problems to practise on, {len(world.test)} held out",

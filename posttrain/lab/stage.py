@@ -16,8 +16,9 @@ import tinker
 from posttrain.evals import Score, evaluate
 from posttrain.lab.worlds import World
 from posttrain.ledger import Ledger
-from posttrain.runs import Metrics, Run
+from posttrain.runs import Metrics, Run, write_json
 
+SAMPLES = "samples.json"  # in the run folder
 # (policy, first step) -> metrics of each step: a method with its data and config bound.
 Steps = Callable[[tinker.TrainingClient, int], Iterator[Metrics]]
 
@@ -34,13 +35,7 @@ class Stage:
 
     def cost(self, parameters: int) -> Ledger:
         """What training this stage cost, for a model of so many parameters."""
-        ledger = Ledger()
-        for line in self.metrics:
-            ledger.train(int(line["tokens"]), parameters)
-            ledger.sample(int(line.get("sampled_tokens", 0)), parameters)
-            ledger.score(int(line.get("scored_tokens", 0)), parameters)
-            ledger.seconds += line["seconds"]
-        return ledger
+        return Ledger.of(self.metrics, parameters)
 
 
 def run_stage(
@@ -79,7 +74,19 @@ def run_stage(
     metrics = run.drive(policy, steps(policy, run.step), total=cfg.steps, every=20, show=show)
     sampler = policy.save_weights_and_get_sampling_client().result()
     assert run.checkpoint is not None  # drive() has saved the last step
+    keep_samples(sampler, world, folder / SAMPLES)
     return Stage(policy, sampler, run.checkpoint, metrics, folder)
+
+
+def keep_samples(sampler: tinker.SamplingClient, world: World, path: Path, n: int = 2) -> None:
+    """Greedy answers to the first `n` held-out items, unless they are there: for people to read."""
+    items = [item for item in world.test[:n] if hasattr(item, "question")]
+    if path.exists() or not items:
+        return
+    how: dict[str, Any] = {"max_tokens": world.max_tokens, "seed": 0, "temperature": 0.0}
+    groups = world.play(sampler, items, 1, **how)
+    pairs = zip(items, groups, strict=True)
+    write_json(path, [{"question": i.question, "answer": "".join(g[0].turns)} for i, g in pairs])
 
 
 def measure(sampler: tinker.SamplingClient, world: World) -> dict[str, Score]:

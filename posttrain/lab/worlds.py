@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from posttrain.connect import shipped_models
+from posttrain.lab.models import HOSTED, JUDGE, SHIPPED, SHIPPED_TEACHER, TEACHER
 from posttrain.rollouts import Play, answer, converse
 from posttrain.scale import Scale, pick
 from posttrain.tasks import (
@@ -32,11 +33,6 @@ from posttrain.tasks import (
 )
 from posttrain.tasks.calculator import Calculator
 from posttrain.tasks.problem import Demonstration, Preference, Problem
-
-SHIPPED, SHIPPED_TEACHER = "posttrain/base", "posttrain/teacher"
-HOSTED = os.environ.get("POSTTRAIN_MODEL", "Qwen/Qwen3-8B-Base")  # a base model with a chat format
-TEACHER = os.environ.get("POSTTRAIN_TEACHER", "Qwen/Qwen3-32B")  # reads what HOSTED reads
-JUDGE = os.environ.get("POSTTRAIN_JUDGE", "Qwen/Qwen3-30B-A3B-Instruct-2507")  # compares answers
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from posttrain.methods.distillation import (
     train,
 )
 from posttrain.methods.objectives import (
+    Batch,
     Objective,
     Text,
     drawn_kl_p_q,
@@ -38,7 +39,7 @@ from posttrain.methods.objectives import (
     soft_kl_q_p,
 )
 from posttrain.renderers import PLAIN_STOP
-from posttrain.scoring import logprobs_of, top_tokens
+from posttrain.scoring import logprobs_of, token_logprobs, top_tokens
 from posttrain.tasks import math
 from posttrain.tasks.problem import Demonstration
 
@@ -102,6 +103,23 @@ def test_in_every_cell_the_student_comes_nearer(
     assert before[named] > 1
     assert after[named] < 0.7 * before[named]
     assert sum(m["divergence"] for m in found[-3:]) < sum(m["divergence"] for m in found[:3])
+
+
+def test_the_student_that_writes_is_the_policy_as_it_is_now(
+    policy: tinker.TrainingClient, teacher: tinker.SamplingClient, held_out: list[Text]
+) -> None:
+    seen = []
+
+    def watched(student: Any, teacher: Any, texts: Any, skip: int, seed: int) -> Batch:
+        seen.append(token_logprobs(student, [held_out[0].for_student])[0].sum().item())
+        return soft_kl_q_p(student, teacher, texts, skip, seed)
+
+    list(train(policy, teacher, QUESTIONS, replace(SMALL, learning_rate=1e-2), objective=watched))
+    now = policy.save_weights_and_get_sampling_client().result()
+    seen.append(token_logprobs(now, [held_out[0].for_student])[0].sum().item())
+    assert len(seen) == 3  # before each of the two steps, and after them
+    assert abs(seen[1] - seen[0]) > 0.1
+    assert abs(seen[2] - seen[1]) > 0.1
 
 
 def test_its_own_teacher_has_nothing_to_say(policy: tinker.TrainingClient) -> None:

@@ -62,6 +62,8 @@ def test_datums_carry_the_advantage_on_answers_and_leave_flat_groups_out() -> No
     assert [d.model_input.to_ints() for d in data] == [[1, 2], [1, 2, 6]]
     advantages = [d.loss_fn_inputs["advantages"].to_torch().tolist() for d in data]
     assert advantages == [[0.0, 0.125], [0.0, -0.125, -0.125]]
+    sampled = [d.loss_fn_inputs["logprobs"].to_torch().tolist() for d in data]
+    assert sampled == [[0.0, -1.0], [0.0, -1.0, -2.0]]
 
 
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo", "gspo"])
@@ -222,6 +224,22 @@ def test_groups_without_contrast_are_replaced_as_far_as_the_rounds_go() -> None:
             seen.append(keys)
         assert len(seen[0]) == 2
         assert seen[0] == seen[1][:2] == seen[2][:2]  # more rounds only add to the first
+
+
+def test_every_batch_is_sampled_with_a_seed_of_its_own() -> None:
+    """Of each step, of each round within it, and of each run."""
+    used: list[int] = []
+
+    def noting(sampler: Any, problems: Any, group_size: int, **how: Any) -> list[list[Rollout]]:
+        used.append(how["seed"])
+        return scripted(sampler, problems, group_size, **how)
+
+    for seed in (0, 1):
+        cfg = Config(prompts=2, group_size=4, rounds=3, seed=seed)
+        for step in range(3):
+            flat = [Fixed(f"0000 {i}") for i in range(6)]  # so that all rounds are played
+            sample_batch(None, flat, cfg, step, play=noting)  # type: ignore[arg-type]
+    assert len(used) == len(set(used)) >= 2 * 3 * 2
 
 
 def test_the_advantage_stays_on_what_the_policy_wrote() -> None:
