@@ -10,6 +10,7 @@ import tinker
 
 from posttrain.lab import job
 from posttrain.lab.arms import EXPERIMENTS
+from posttrain.lab.arms.rlhf import choices, rlhf_config
 from posttrain.lab.compare import compare
 from posttrain.lab.worlds import bare, worked, world_of
 from posttrain.scale import Scale
@@ -46,7 +47,7 @@ def test_the_main_job_runs_resumes_and_shows_its_work(
         job.post_train(Scale.SMOKE, seed=1, out=tmp_path)
 
 
-@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo"])
+@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "rlhf"])
 def test_a_comparison_writes_paired_results(
     base_service: tinker.ServiceClient, tmp_path: Path, method: str
 ) -> None:
@@ -160,8 +161,12 @@ def test_a_task_without_right_answers_is_refused_where_they_are_counted(tmp_path
         job.post_train(Scale.SMOKE, task="stories", out=tmp_path)
 
 
-def test_dpo_runs_on_rows_of_ultrafeedback(
-    base_service: tinker.ServiceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["dpo", "rlhf"])
+def test_methods_of_preferences_run_on_rows_of_ultrafeedback(
+    base_service: tinker.ServiceClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
 ) -> None:
     """The whole full-scale path: a start on No Robots, published pairs, and pairs of the start's
     own answers that a judge model labels, who then says how often each arm wins."""
@@ -176,12 +181,13 @@ def test_dpo_runs_on_rows_of_ultrafeedback(
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(f"{json.dumps(row)}\n" for row in data))
         monkeypatch.setenv(f"POSTTRAIN_{name}", str(path))
-    experiment = EXPERIMENTS["dpo"]
+    experiment = EXPERIMENTS[method]
     worlds = partial(experiment.world, Scale.SMOKE, "ultrafeedback")
     compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["config"]["task"] == "ultrafeedback"
-    assert {claim["metric"] for claim in results["claims"]} == {"test/win_rate"}
+    told = {"dpo": {"test/win_rate"}, "rlhf": {"test/win_rate", "test/proxy"}}  # of what is claimed
+    assert {claim["metric"] for claim in results["claims"]} == told[method]
     for arm in results["arms"].values():
         assert "test/gold" not in arm["runs"][0]["metrics"]
         assert 0 <= arm["runs"][0]["metrics"]["test/win_rate"] <= 1
@@ -192,3 +198,11 @@ def test_dpo_runs_on_rows_of_ultrafeedback(
     questions = {row[0]["content"] for row in rows}
     assert stored["preferences"]
     assert {shown["question"] for shown in stored["preferences"]} <= questions
+
+
+@pytest.mark.parametrize("scale", [Scale.SMOKE, Scale.LAPTOP])
+def test_best_of_n_takes_as_many_samples_as_rl(scale: Scale) -> None:
+    world = world_of(scale, "stories")
+    cfg = rlhf_config(world, 0)
+    by_rl = cfg.steps * cfg.prompts * cfg.group_size
+    assert choices(world) * len(world.test) * world.k == pytest.approx(by_rl, rel=0.05)
