@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -12,17 +11,15 @@ import pytest
 import tinker
 
 from posttrain.lab import raters
-from posttrain.lab.compare import Picked, Trained
+from posttrain.lab.compare import Trained
 from posttrain.lab.raters import READER, by_gold, rater_of
-from posttrain.lab.stage import Stage
 from posttrain.lab.texts import on_texts, score_texts
 from posttrain.lab.worlds import world_of
 from posttrain.ledger import Ledger
-from posttrain.methods.rlvr import each
-from posttrain.rollouts import Rollout, kl_from, sample_answers
+from posttrain.rollouts import Rollout, kl_from
 from posttrain.scale import Scale
 from posttrain.tasks.gold import gold
-from posttrain.tasks.stories import Flaw, Request, stories, write
+from posttrain.tasks.stories import Flaw, stories, write
 from tests.test_pairs import Ask
 
 REQUESTS = stories("test", 4)
@@ -54,45 +51,6 @@ def test_scores_are_those_of_the_texts(service: tinker.ServiceClient, tiny_model
     assert score.won.truncated == 1
     everything = [x for group in ours for x in group]
     assert score.won.kl == pytest.approx(kl_from(reference, everything), abs=1e-4)
-
-
-def test_a_learned_reward_is_measured_beside_gold(
-    service: tinker.ServiceClient, tiny_model_dir: Path
-) -> None:
-    """A reward of 1 a word. The reference, a random model, never ends; the arm's answers are picked
-    for it, and so is their distance."""
-    reference = service.create_sampling_client(base_model=str(tiny_model_dir)).result()
-    world = replace(world_of(Scale.SMOKE, "stories"), test=REQUESTS, k=2, max_tokens=8)
-    ours = [[told(r.solution), told("Once a fox.")] for r in REQUESTS]
-    reward = each(lambda item, text: float(len(text.split())))
-    stage = Stage(None, reference, "", [], tiny_model_dir)  # type: ignore[arg-type]
-    picked = Picked(ours, kl=1.5)
-    found = on_texts(Trained(stage, Ledger(), reference, READER, reward, picked), world)
-    theirs = sample_answers(reference, REQUESTS, 2, max_tokens=8, seed=0)
-
-    def means(value: Callable[[Request, str], float]) -> list[list[float]]:
-        return [
-            [mean(value(r, x.text) for x in group) for r, group in zip(REQUESTS, all_, strict=True)]
-            for all_ in (ours, theirs)
-        ]
-
-    proxy, before = means(lambda request, text: float(len(text.split())))
-    golds, golds_before = means(gold)
-    told_of = zip(proxy, before, golds, golds_before, strict=True)
-    overrated = [a - b - (c - d) for a, b, c, d in told_of]
-    assert found.items["test/proxy"] == pytest.approx(proxy)
-    assert found.items["test/overrated"] == pytest.approx(overrated)
-    assert found.metrics["test/overrated"] == pytest.approx(mean(overrated))
-    assert found.metrics["test/gold"] == pytest.approx(mean(golds))
-    assert found.metrics["test/kl"] == 1.5
-    plain = on_texts(
-        Trained(stage, Ledger(), reference, READER, reward), world
-    )  # it against itself
-    assert plain.items["test/overrated"] == [0.0] * 4
-    assert plain.metrics["test/kl"] == pytest.approx(0, abs=1e-3)
-    none = on_texts(Trained(stage, Ledger(), reference, replace(READER, gold=None), reward), world)
-    assert not {"test/gold", "test/overrated"} & none.metrics.keys()
-    assert none.items["test/proxy"] == pytest.approx(before)
 
 
 def test_by_gold_prefers_what_is_better_and_is_indifferent_between_equals() -> None:

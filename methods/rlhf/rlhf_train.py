@@ -45,7 +45,8 @@ from posttrain.connect import connect
 from posttrain.lab.arms.rlhf import longest_judged, reward_config, rlhf_config
 from posttrain.lab.arms.rlvr import cold_start_config
 from posttrain.lab.raters import rater_of
-from posttrain.lab.texts import gold_means, score_texts
+from posttrain.lab.rewarded import gold_means
+from posttrain.lab.texts import score_texts
 from posttrain.lab.worlds import world_of
 from posttrain.methods import reward_model, rlhf, sft
 from posttrain.pairs import sample_pairs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import tinker
@@ -45,7 +44,14 @@ def score_texts(
 ) -> TextScore:
     """Measure `ours`, the policy's answers to `items`, against `theirs`, those of `reference`."""
     flat = [rollout for group in ours for rollout in group]
-    golds = gold_means(rater, items, ours)
+    golds = None
+    if rater.gold is not None:
+        golds = np.array(
+            [
+                np.mean([rater.gold(item, rollout.text) for rollout in group])
+                for item, group in zip(items, ours, strict=True)
+            ]
+        )
     return TextScore(
         gold=None if golds is None else bootstrap_mean(golds),
         won=compare_answers(reference, items, ours, theirs, rater.judge),
@@ -55,58 +61,31 @@ def score_texts(
     )
 
 
-def gold_means(
-    rater: Rater, items: Sequence[Item], groups: Sequence[Sequence[Rollout]]
-) -> NDArray[np.float64] | None:
-    """(I,) mean hidden quality of the answers to each item; None where nobody knows it."""
-    gold = rater.gold
-    if gold is None:
-        return None
-    return np.array(
-        [
-            np.mean([gold(item, rollout.text) for rollout in group])
-            for item, group in zip(items, groups, strict=True)
-        ]
-    )
-
-
 def on_texts(trained: Trained, world: World) -> Measured:
     """What an experiment measures on the held-out items of a world without right answers.
-
-    Where the arm has a learned reward, also `proxy`, its mean; and where gold is known, too,
-    `overrated`: how much more the proxy has gained on the reference than gold has.
 
     Raises:
         ValueError: the arm did not say whom its policy is compared with, and by whom.
     """
-    reference, rater, reward = trained.reference, trained.rater, trained.reward
+    reference, rater = trained.reference, trained.rater
     if reference is None or rater is None:
         raise ValueError("texts are compared: an arm has to return a reference and a rater too")
-    sample = partial(
-        sample_answers, items=world.test, answers=world.k, max_tokens=world.max_tokens, seed=0
+    ours, theirs = (
+        sample_answers(sampler, world.test, world.k, max_tokens=world.max_tokens, seed=0)
+        for sampler in (trained.stage.sampler, reference)
     )
-    theirs = sample(reference)
-    ours = trained.picked.groups if trained.picked else sample(trained.stage.sampler)
     score = score_texts(reference, world.test, ours, theirs, rater)
     metrics = {
         "test/win_rate": score.won.win_rate.value,
         "test/tokens": score.length.value,
-        "test/kl": trained.picked.kl if trained.picked else score.won.kl,
+        "test/kl": score.won.kl,
         "test/well_formed": score.well_formed,
         "test/near_pairs": float(score.won.near_pairs),
     }
-    values = {"test/win_rate": score.won.wins}
+    items = {"test/win_rate": score.won.wins.tolist()}
     if score.won.near_win_rate is not None:
         metrics["test/near_win_rate"] = score.won.near_win_rate.value
-    if score.golds is not None:
-        values["test/gold"] = score.golds
-    if reward is not None:
-        proxies, before = (
-            reward(world.test, groups)[0].double().mean(1).numpy() for groups in (ours, theirs)
-        )
-        values["test/proxy"] = proxies
-        golds = gold_means(rater, world.test, theirs)
-        if score.golds is not None and golds is not None:
-            values["test/overrated"] = (proxies - before) - (score.golds - golds)
-    metrics |= {name: float(each.mean()) for name, each in values.items()}
-    return Measured(metrics, {name: each.tolist() for name, each in values.items()}, str(score))
+    if score.gold is not None and score.golds is not None:
+        metrics["test/gold"] = score.gold.value
+        items["test/gold"] = score.golds.tolist()
+    return Measured(metrics, items, str(score))

@@ -16,14 +16,14 @@ import tinker
 
 from posttrain import overoptimisation
 from posttrain import pairs as pairing
-from posttrain.lab import texts
+from posttrain.lab import rewarded, texts
 from posttrain.lab.arms import dpo as dpo_arms
 from posttrain.lab.arms.rlvr import FULL_RL, cold_start_config, shared_start
 from posttrain.lab.arms.sft import FULL_RATE as FULL_SFT
 from posttrain.lab.compare import Claim, Experiment, Headline, Picked, Trained, at_rate
 from posttrain.lab.raters import Rater, rater_of
+from posttrain.lab.rewarded import on_rewarded_texts
 from posttrain.lab.stage import Stage, run_stage
-from posttrain.lab.texts import on_texts
 from posttrain.lab.worlds import World
 from posttrain.ledger import Ledger
 from posttrain.methods import reward_model, rlhf, rlvr, sft
@@ -240,10 +240,10 @@ EXPERIMENT = Experiment(
         "best of n": choices(world),
     },
     sources=[
-        reward_model, rlhf, rlvr, sft, pairing, overoptimisation, texts, dpo_arms,
-        sys.modules[__name__],
+        reward_model, rlhf, rlvr, sft, pairing, overoptimisation, texts, rewarded,
+        dpo_arms, sys.modules[__name__],
     ],
-    measure=on_texts,
+    measure=on_rewarded_texts,
     chosen_by=("test/gold",),
     tasks=("stories", "ultrafeedback"),
 )  # fmt: skip
