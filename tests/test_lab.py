@@ -1,6 +1,7 @@
 """The main job and the comparisons, whole, at smoke scale on the shipped model."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -161,15 +162,9 @@ def test_a_task_without_right_answers_is_refused_where_they_are_counted(tmp_path
         job.post_train(Scale.SMOKE, task="stories", out=tmp_path)
 
 
-@pytest.mark.parametrize("method", ["dpo", "rlhf"])
-def test_methods_of_preferences_run_on_rows_of_ultrafeedback(
-    base_service: tinker.ServiceClient,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-) -> None:
-    """The whole full-scale path: a start on No Robots, published pairs, and pairs of the start's
-    own answers that a judge model labels, who then says how often each arm wins."""
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Rows of No Robots and of UltraFeedback in local files; their questions."""
     rows = [said(f"Name {word}.", f"{word}.") for word in WORDS]
     robots = [ROBOTS | {"prompt": row[0]["content"], "messages": row} for row in rows]
     pairs = [
@@ -181,13 +176,20 @@ def test_methods_of_preferences_run_on_rows_of_ultrafeedback(
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(f"{json.dumps(row)}\n" for row in data))
         monkeypatch.setenv(f"POSTTRAIN_{name}", str(path))
-    experiment = EXPERIMENTS[method]
+    return {row[0]["content"] for row in rows}
+
+
+def test_dpo_runs_on_rows_of_ultrafeedback(
+    base_service: tinker.ServiceClient, tmp_path: Path, published: set[str]
+) -> None:
+    """The whole full-scale path: a start on No Robots, published pairs, and pairs of the start's
+    own answers that a judge model labels, who then says how often each arm wins."""
+    experiment = EXPERIMENTS["dpo"]
     worlds = partial(experiment.world, Scale.SMOKE, "ultrafeedback")
     compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["config"]["task"] == "ultrafeedback"
-    told = {"dpo": {"test/win_rate"}, "rlhf": {"test/win_rate", "test/proxy"}}  # of what is claimed
-    assert {claim["metric"] for claim in results["claims"]} == told[method]
+    assert {claim["metric"] for claim in results["claims"]} == {"test/win_rate"}
     for arm in results["arms"].values():
         assert "test/gold" not in arm["runs"][0]["metrics"]
         assert 0 <= arm["runs"][0]["metrics"]["test/win_rate"] <= 1
@@ -195,9 +197,30 @@ def test_methods_of_preferences_run_on_rows_of_ultrafeedback(
     assert start["test/win_rate"] == 0.5  # against itself, with the same seeds
     assert start["test/kl"] == pytest.approx(0, abs=1e-2)
     stored = json.loads((tmp_path / "seed-0-pairs.json").read_text())
-    questions = {row[0]["content"] for row in rows}
     assert stored["preferences"]
-    assert {shown["question"] for shown in stored["preferences"]} <= questions
+    assert {shown["question"] for shown in stored["preferences"]} <= published
+
+
+@pytest.mark.usefixtures("published")
+def test_rlhf_runs_on_rows_of_ultrafeedback(
+    base_service: tinker.ServiceClient, tmp_path: Path
+) -> None:
+    """The same path with a reward model of these labels: gold is unknown, the proxy is not."""
+    experiment = EXPERIMENTS["rlhf"]
+    arms = {name: arm for name, arm in experiment.arms.items() if "price" not in name}
+    worlds = partial(experiment.world, Scale.SMOKE, "ultrafeedback")
+    compare(
+        base_service, replace(experiment, arms=arms, claims=[]), worlds, [0], tmp_path, tmp_path
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = {name: arm["runs"][0]["metrics"] for name, arm in results["arms"].items()}
+    for metrics in found.values():
+        assert not {"test/gold", "test/overrated"} & metrics.keys()
+        assert -50 < metrics["test/proxy"] < 50
+    n = results["config"]["best of n"]
+    assert found["best of n"]["test/kl"] == pytest.approx(math.log(n) - (n - 1) / n)
+    assert found["best of n"]["test/proxy"] > found["SFT start"]["test/proxy"]
+    assert found["SFT start"]["test/win_rate"] == 0.5  # against itself, with the same seeds
 
 
 @pytest.mark.parametrize("scale", [Scale.SMOKE, Scale.LAPTOP])

@@ -85,7 +85,7 @@ tokenizer = start.get_tokenizer()
 # Some comparisons, about other requests, are kept to test the reward model with.
 
 # %%
-often = pick(scale, smoke=1, laptop=4, full=1)
+often = pick(scale, smoke=1, laptop=2, full=1)
 compare = partial(sample_pairs, start, label=rater.label, max_tokens=world.max_tokens, seed=0)
 found = compare([*world.train] * often)
 held_out = compare(world.validation).preferences
@@ -143,7 +143,8 @@ def learn(label, form, cfg):
     return history, model.save_weights_and_get_sampling_client().result()
 
 
-judge_cfg = reward_config(world, seed=0)
+judge_cfg = reward_config(world, seed=0)  # here for one epoch
+judge_cfg = replace(judge_cfg, steps=max(1, len(found.preferences) // judge_cfg.batch_size))
 judging, judge = learn("reward model", GOOD, judge_cfg)
 curves({"reward model": [judging]}, "loss", title="Bradley-Terry loss", ylabel="nats a pair")
 
@@ -172,7 +173,7 @@ if rater.gold is not None:
 # policies. Trained for fewer steps here, because it reads twice the text.
 
 # %%
-pairwise_cfg = replace(judge_cfg, steps=pick(scale, smoke=2, laptop=32, full=150))
+pairwise_cfg = replace(judge_cfg, steps=max(1, judge_cfg.steps // 2))
 _, pairwise = learn("pairwise judge", reward_model.BETTER, pairwise_cfg)
 
 # %%
@@ -223,7 +224,7 @@ for beta in (0.0, 0.3):
 # %%
 reward = learned_reward(tokenizer, [judge])
 cfg = replace(
-    rlhf_config(world, seed=0, rate=1e-3), steps=pick(scale, smoke=2, laptop=40, full=100)
+    rlhf_config(world, seed=0, rate=1e-3), steps=pick(scale, smoke=2, laptop=20, full=100)
 )
 policy = service.create_training_client_from_state(checkpoint).result()
 still = replace(cfg, learning_rate=0.0)
@@ -256,7 +257,7 @@ def examine(groups_P_G):
 def practise(label, cfg):
     """RL from the start; what was measured on the way, the policy, and its metrics."""
     policy = service.create_training_client_from_state(checkpoint).result()
-    every, trail, history = max(1, cfg.steps // 8), [], []
+    every, trail, history = max(1, cfg.steps // 5), [], []
     with progress(label, 0, cfg.steps, ["proxy", "kl", "length"]) as show:
         steps = rlhf.train(policy, world.train, cfg, reward=reward, reference=start)
         for step, metrics in enumerate(steps, 1):
@@ -349,10 +350,10 @@ def gained(trail, name):
 points, fits = {}, {}
 for name in names:
     for label, trail in trails.items():
-        kls = [point["kl"] for point in trail]
+        kls = np.array([point["kl"] for point in trail])
         points[f"{label}, {name}"] = (kls, gained(trail, name).mean(1))
-if rater.gold is not None:
-    away = [point for point in trails["no price"] if point["kl"] > 0]
+away = [point for point in trails["no price"] if point["kl"] > 0]  # an estimate may fall below
+if rater.gold is not None and len(away) > 1:
     fits["no price, gold"] = fit(RL, [point["kl"] for point in away], gained(away, "gold"))
 gains(points, {name: f.gain for name, f in fits.items()}, title="RL: promised and real",
       ylabel="gain over the start, points")  # fmt: skip

@@ -288,12 +288,12 @@ def test_best_of_n_takes_the_answer_with_the_highest_reward(
 
 def test_the_best_of_each_group_is_imitated(reference: tinker.SamplingClient) -> None:
     """Of the very groups that RL would draw; a group whose best answer was cut off gives none."""
-    reward = each(lambda item, text: float(sum(text.encode())))
+    reward = each(lambda item, text: float(sum(text.encode()) % 7))
     cfg = Config(prompts=2, group_size=4, max_tokens=2, steps=3, seed=5)
     found = best_of_groups(reference, ITEMS, cfg, reward=reward)
     batches = [sample_batch(reference, ITEMS, cfg, step, reward=reward) for step in range(3)]
     best = [
-        (item.question, max(group, key=lambda r: sum(r.text.encode())))
+        (item.question, max(group, key=lambda r: sum(r.text.encode()) % 7))
         for batch in batches
         for item, group in zip(batch.items, batch.groups, strict=True)
     ]

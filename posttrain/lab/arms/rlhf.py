@@ -40,8 +40,8 @@ def reward_config(world: World, seed: int) -> reward_model.Config:
     scale = world.scale
     return reward_model.Config(
         learning_rate=pick(scale, smoke=1e-3, laptop=3e-3, full=FULL_SFT),
-        batch_size=pick(scale, smoke=4, laptop=32, full=64),
-        steps=pick(scale, smoke=2, laptop=128, full=150),
+        batch_size=pick(scale, smoke=4, laptop=16, full=64),
+        steps=pick(scale, smoke=2, laptop=128, full=150),  # about one epoch
         seed=seed,
     )
 
@@ -53,7 +53,7 @@ def rlhf_config(
     scale = world.scale
     cfg = rlhf.Config(
         steps=world.steps(smoke=2, laptop=60, full=100),
-        prompts=pick(scale, smoke=4, laptop=16, full=32),
+        prompts=pick(scale, smoke=4, laptop=8, full=32),
         group_size=pick(scale, smoke=4, laptop=8, full=16),
         max_tokens=world.max_tokens,
         beta=price_of(world) if beta is None else beta,
