@@ -168,7 +168,7 @@ def write_results(
     arms: Mapping[str, Mapping[str, Any]],
     claims: Sequence[Mapping[str, Any]],
     ledger: Ledger,
-    headline: Mapping[str, str] | None = None,
+    headline: Mapping[str, Any] | None = None,
     code: str | None = None,
     filename: str = "results.json",
 ) -> Path:
@@ -178,7 +178,8 @@ def write_results(
                     "summary": {metric: {"value": , "low": , "high": }}}}
     claims  [{"claim": text, "metric": , "arm": , "baseline": , "difference": number,
               "ci95": [low, high], "n_seeds": }]
-    headline {"start": arm, "method": arm, "control": arm, "metric": }: the row of the status table
+    headline {"start": arm, "method": arm, "control": arm, "metric": }: the row of the status table,
+            or such a row for each notebook by its name, where several share the experiment
     code    fingerprint of the code that ran; a woven notebook finds its own in the environment
 
     Stored with them: `commit`, `dirty`, `time` (UTC), `python`, `torch`, `tinker`. Numbers that
@@ -208,7 +209,6 @@ def write_results(
         "tinker": version("tinker"),
     }
     path = Path(folder) / filename
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
     return path
 
@@ -238,7 +238,9 @@ def git_dirty() -> bool | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file in one step: a reader, or a crash, meets the old text or the new one."""
+    """Replace the file in one step: a reader, or a crash, meets the old text or the new one. Its
+    folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w") as file:
         file.write(text)
@@ -279,7 +281,7 @@ def _same_config(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -
 def _check_results(
     arms: Mapping[str, Mapping[str, Any]],
     claims: Sequence[Mapping[str, Any]],
-    headline: Mapping[str, str] | None,
+    headline: Mapping[str, Any] | None,
 ) -> None:
     for name, arm in arms.items():
         if not {"runs", "summary"} <= set(arm):
@@ -292,7 +294,8 @@ def _check_results(
             if claim[role] not in arms:
                 known = ", ".join(arms)
                 raise ValueError(f"claim's {role} {claim[role]!r} is not an arm; known: {known}")
-    for role, name in (headline or {}).items():
+    lines = [headline] if headline and "metric" in headline else [*(headline or {}).values()]
+    for role, name in (pair for line in lines for pair in line.items()):
         if role != "metric" and name not in arms:
             known = ", ".join(arms)
             raise ValueError(f"headline's {role} {name!r} is not an arm; known: {known}")

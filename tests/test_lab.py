@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import tinker
+from transformers import AutoTokenizer
 
+from posttrain.connect import shipped_models
 from posttrain.lab import job
-from posttrain.lab.arms import EXPERIMENTS
+from posttrain.lab.arms import EXPERIMENTS, distillation
 from posttrain.lab.arms.rlhf import choices, rlhf_config
 from posttrain.lab.compare import compare
 from posttrain.lab.worlds import bare, worked, world_of
@@ -76,6 +78,47 @@ def test_a_comparison_writes_paired_results(
     other = replace(experiment, configs=lambda world: {"rate": 1.0})
     with pytest.raises(ValueError, match="measured with other code or settings"):
         compare(base_service, other, worlds, [0, 1], tmp_path, tmp_path)
+
+
+def test_cells_of_distillation_cost_the_same_teacher_tokens() -> None:
+    """By the lengths of worked solutions: a step fewer or more is what rounding can cost."""
+    world = world_of(Scale.LAPTOP)
+    tokenizer = AutoTokenizer.from_pretrained(shipped_models()["posttrain/teacher"])
+    cfg = distillation.distillation_config(world, 0)
+    whole = cfg.steps * distillation.per_text(world, tokenizer, distillation.ON_POLICY)
+    for cell in (distillation.OFF_POLICY, distillation.SOFT, distillation.DAGGER):
+        each = distillation.per_text(world, tokenizer, cell)
+        assert distillation.within(cfg, world, tokenizer, cell) * each == pytest.approx(
+            whole, abs=each / 2
+        )
+    written = distillation.per_text(world, tokenizer, distillation.OFF_POLICY)
+    scored = distillation.per_text(world, tokenizer, distillation.ON_POLICY)
+    both = distillation.per_text(world, tokenizer, distillation.SOFT)
+    assert both == pytest.approx(written + scored)
+
+
+def test_arms_of_distillation_are_measured_beside_their_teacher(
+    base_service: tinker.ServiceClient, tmp_path: Path
+) -> None:
+    """Two arms that differ most in how they are made; the others are other cells of the first."""
+    whole = EXPERIMENTS["distillation"]
+    arms = {name: whole.arms[name] for name in ("on-policy", "off-policy filtered")}
+    some = replace(whole, arms=arms, claims=[], headline=None, longer=False)
+    compare(base_service, some, partial(some.world, Scale.SMOKE, None), [0], tmp_path, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    for name, arm in results["arms"].items():
+        (run,) = arm["runs"]
+        assert 0 < run["metrics"]["test/entropy"] < 2
+        assert 0 < run["metrics"]["test/kl_teacher"] < 2
+        kept = json.loads((tmp_path / f"seed-0-{name.replace(' ', '-')}.json").read_text())["curve"]
+        by_step = sum(line["teacher_tokens"] for line in kept)
+        told = run["metrics"]["teacher_tokens"]
+        assert told == by_step if name == "on-policy" else told > by_step == 0
+
+
+def test_a_world_without_a_teacher_is_refused(base_service: tinker.ServiceClient) -> None:
+    with pytest.raises(ValueError, match="the task 'stories' has no teacher"):
+        distillation.teacher_of(base_service, world_of(Scale.SMOKE, "stories"))
 
 
 @pytest.mark.parametrize("task", ["math", "stories"])

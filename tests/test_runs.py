@@ -257,6 +257,8 @@ def test_results_refuse_what_tables_could_not_read(tmp_path: Path) -> None:
     headline = {"start": "base", "method": "sft", "control": "dpo", "metric": "pass_at_1"}
     with pytest.raises(ValueError, match="control 'dpo' is not an arm; known: sft, base"):
         results(tmp_path, headline=headline)
+    with pytest.raises(ValueError, match="control 'dpo' is not an arm; known: sft, base"):
+        results(tmp_path, headline={"one": {**headline, "control": "sft"}, "two": headline})
     with pytest.raises(ValueError, match=r"ends in 'results\.json'"):
         results(tmp_path, filename="on_policy.json")
     assert results(tmp_path, filename="on_policy.results.json").exists()

@@ -82,6 +82,22 @@ def test_two_notebooks_in_one_folder_need_results_each(house: Path) -> None:
     assert done == ["On-policy distillation"]
 
 
+def test_notebooks_that_share_an_experiment_have_a_headline_each(house: Path) -> None:
+    for name in ("on_policy", "off_policy"):
+        add(house, f"methods/distillation/{name}.ipynb")
+    path = house / "methods/distillation/results.json"
+    stored = json.loads(path.read_text())
+    assert set(status_of(house).values()) == {"planned"}  # nobody says whose results these are
+    first, *others = stored["arms"]
+    assert others
+    stored["headline"] = {
+        "on_policy": {"start": first, "method": others[0], "control": first, "metric": "pass@1"}
+    }
+    path.write_text(json.dumps(stored))
+    done = [name for name, status in status_of(house).items() if status == "done"]
+    assert done == ["On-policy distillation"]
+
+
 def test_stacks_and_inventions_are_listed_as_found(house: Path) -> None:
     add(house, "stacks/sft_then_rlvr/sft_then_rlvr.ipynb")
     (house / "inventions/echo").mkdir(parents=True)

@@ -44,11 +44,15 @@ class TableError(Exception):
 
 
 def results_file(root: Path, notebook: Path) -> Path:
-    """`results.json` beside the only notebook of a folder, else `NAME.results.json`."""
+    """`results.json` beside the only notebook of a folder, or where its headlines name the
+    notebook, as those of lessons that share an experiment; else `NAME.results.json`."""
     planned = {root / path for path in METHODS.values()}
     here = {path for path in planned if path.parent == notebook.parent}
     alone = len(here | {*notebook.parent.glob("*.ipynb")} | {notebook}) == 1
-    return notebook.with_name("results.json") if alone else notebook.with_suffix(".results.json")
+    shared = notebook.with_name("results.json")
+    if alone or (shared.exists() and notebook.stem in (_read(shared, root).get("headline") or {})):
+        return shared
+    return notebook.with_suffix(".results.json")
 
 
 def status_table(root: Path) -> str:
@@ -152,16 +156,24 @@ def _status_row(root: Path, kind: str, name: str, notebook: Path) -> list[str]:
         name,
         f"[{path}]({path})" if there else f"`{path}`",
         "done" if done else "planned",
-        *(_headline(results, root) if done else ["", "", ""]),
+        *(_headline(results, root, notebook.stem) if done else ["", "", ""]),
         _minutes(notebook) if there else "",
     ]
 
 
-def _headline(path: Path, root: Path) -> list[str]:
-    """Task, start -> method, and control of a results file."""
+def _read(path: Path, root: Path) -> dict[str, Any]:
     try:
-        results = json.loads(path.read_text())
+        return dict(json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise _no_results(path, root, error) from error
+
+
+def _headline(path: Path, root: Path, notebook: str) -> list[str]:
+    """Task, start -> method, and control of the results file of a notebook."""
+    try:
+        results = _read(path, root)
         task, line = results["config"].get("task", ""), results.get("headline")
+        line = line.get(notebook, line) if line else line
         if not line:
             return [task, "", ""]
         arms, metric = results["arms"], line["metric"]

@@ -317,12 +317,14 @@ print({n: round(best_of_n_kl(n), 2) for n in ns}, "nats")
 whole = {"SFT start": start, **{name: sampler for name, (_, sampler, _) in runs.items()}}
 stories_of = {name: answers_of(sampler, answers=world.k) for name, sampler in whole.items()}
 stories_of[f"best of {N}"] = [[best] * world.k for best in pool.best]
-scores = {
-    name: score_texts(start, test, groups, stories_of["SFT start"], rater)
-    for name, groups in stories_of.items()
-}
-for name, measured in scores.items():
-    print(f"{name}: {measured}")
+scores, distances = {}, {}
+for name, groups in stories_of.items():
+    measured = scores[name] = score_texts(start, test, groups, stories_of["SFT start"], rater)
+    # The best of n are samples of the start, so their log-probabilities show no distance.
+    distances[name] = best_of_n_kl(N) if name not in whole else measured.won.kl
+    print(f"{name:24} gold {measured.gold}  win rate {measured.won.win_rate}  "
+          f"KL {distances[name]:.1f} nats  {measured.length.value:.0f} tokens  "
+          f"well-formed {measured.well_formed:.0%}")  # fmt: skip
 estimates(
     {name: measured.gold or measured.won.win_rate for name, measured in scores.items()},
     title="Quality of answers to held-out requests",
@@ -427,11 +429,10 @@ if rater.gold is not None:
 # %%
 import json
 
-for name in ("SFT start", *prices):
-    measured = scores[name]
+for name, measured in scores.items():
     known = "" if measured.gold is None else f"gold {measured.gold.value:.2f}, "
-    print(f"This run, {name}: {known}KL {measured.won.kl:.1f} nats, "
-          f"{measured.length.value:.0f} tokens")  # fmt: skip
+    print(f"This run, {name}: {known}win rate {measured.won.win_rate.value:.2f}, "
+          f"KL {distances[name]:.1f} nats")  # fmt: skip
 recorded = Path("results.json")
 for claim in json.loads(recorded.read_text())["claims"] if recorded.exists() else []:
     low, high = claim["ci95"]

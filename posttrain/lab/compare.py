@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +48,7 @@ class Trained:
     rater: Rater | None = None  # and by whom, where answers are not right or wrong
     reward: Reward | None = None  # learned from comparisons, where there is one
     picked: Picked | None = None  # its answers, where they are not samples of the stage's policy
+    told: Mapping[str, float] = field(default_factory=dict)  # what else it says, a metric each
 
 
 Worlds = Callable[[int], World]  # seed -> its world
@@ -107,7 +108,7 @@ class Experiment:
     configs: Callable[[World], dict[str, Any]]  # what results.json says of how it was trained
     sources: Sequence[ModuleType]  # the code that the results belong to
     longer: bool = False  # also measure on problems longer than any trained on
-    headline: Headline | None = None
+    headline: Headline | Mapping[str, Headline] | None = None  # or one for each notebook
     measure: Callable[[Trained, World], Measured] = on_problems
     chosen_by: Sequence[str] = ("test/pass@1",)  # a sweep maximises their mean on validation
     swept: float = 0.5  # share of the usual steps that a sweep takes
@@ -174,7 +175,6 @@ def one_seed(
     folder = out / f"seed-{seed}-{arm.replace(' ', '-').lower()}"
     done = folder.with_name(f"{folder.name}.json")
     if not done.exists():
-        out.mkdir(parents=True, exist_ok=True)
         world = worlds(seed) if experiment.longer else replace(worlds(seed), ood=())
         trained = experiment.arms[arm](service, world, folder, seed)
         found = experiment.measure(trained, world)
@@ -233,7 +233,7 @@ def compare(
         config=made_by["config"],
         arms={arm: _arm_record(runs) for arm, runs in records.items()},
         claims=[_verdict(c, records) for c in experiment.claims if _can_be_told(c, records)],
-        headline=asdict(experiment.headline) if experiment.headline else None,
+        headline=_headline(experiment),
         ledger=total,
         code=made_by["code"],
     )
@@ -281,6 +281,13 @@ def _config(experiment: Experiment, world: World) -> dict[str, Any]:
     }
     sizes = {"rank": world.rank, "n_test": len(world.test), "task": world.task, "rates": rates}
     return {**experiment.configs(world), **sizes}
+
+
+def _headline(experiment: Experiment) -> dict[str, Any] | None:
+    line = experiment.headline
+    if isinstance(line, Mapping):
+        return {notebook: asdict(one) for notebook, one in line.items()}
+    return asdict(line) if line else None
 
 
 def _arm_record(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -33,8 +33,9 @@ from posttrain.tasks import (
 from posttrain.tasks.calculator import Calculator
 from posttrain.tasks.problem import Demonstration, Preference, Problem
 
-SHIPPED = "posttrain/base"
+SHIPPED, SHIPPED_TEACHER = "posttrain/base", "posttrain/teacher"
 HOSTED = os.environ.get("POSTTRAIN_MODEL", "Qwen/Qwen3-8B-Base")  # a base model with a chat format
+TEACHER = os.environ.get("POSTTRAIN_TEACHER", "Qwen/Qwen3-32B")  # reads what HOSTED reads
 JUDGE = os.environ.get("POSTTRAIN_JUDGE", "Qwen/Qwen3-30B-A3B-Instruct-2507")  # compares answers
 
 
@@ -57,6 +58,7 @@ class World:
     play: Play = answer  # how problems are put to the policy
     preferences: Sequence[Preference] = ()  # about training items, between two people's answers
     judge: str | None = None  # a model that compares answers, where nobody else does
+    teacher: str | None = None  # a better model with the same tokenizer, to learn from
 
     @property
     def graded(self) -> bool:
@@ -65,15 +67,20 @@ class World:
 
     @property
     def parameters(self) -> int:
-        """Of the model, for FLOP counts; 0 where the backend's model is not at hand."""
-        directory = shipped_models().get(self.model)
-        if directory is None:
-            return 0
-        return int(json.loads((directory / "training.json").read_text())["parameters"])
+        """Of the model, for FLOP counts."""
+        return parameters_of(self.model)
 
     def steps(self, *, smoke: int, laptop: int, full: int) -> int:
         """Optimizer steps at this scale and effort, at least one."""
         return max(1, round(self.effort * pick(self.scale, smoke=smoke, laptop=laptop, full=full)))
+
+
+def parameters_of(model: str) -> int:
+    """Of a shipped model, for FLOP counts; 0 of another, which is not at hand."""
+    directory = shipped_models().get(model)
+    if directory is None:
+        return 0
+    return int(json.loads((directory / "training.json").read_text())["parameters"])
 
 
 def math_world(scale: Scale, seed: int = 0) -> World:
@@ -94,6 +101,7 @@ def math_world(scale: Scale, seed: int = 0) -> World:
         validation=math.problems("validation", min(held_out, 200)),
         test=math.problems("test", held_out),
         ood=math.problems("ood", held_out),
+        teacher=count(smoke=SHIPPED_TEACHER, laptop=SHIPPED_TEACHER, full=TEACHER),
     )
 
 
@@ -154,6 +162,7 @@ def gsm8k_world(scale: Scale, seed: int = 0) -> World:
         validation=gsm8k.load("validation", count(smoke=12, laptop=100, full=500), path=path),
         test=gsm8k.load("test", count(smoke=12, laptop=100, full=None), path=path),
         ood=[],
+        teacher=count(smoke=SHIPPED_TEACHER, laptop=SHIPPED_TEACHER, full=TEACHER),
     )
 
 

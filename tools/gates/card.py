@@ -113,7 +113,7 @@ Loss in nats per token, questions included: {", ".join(f"{x:.3f} at {s}" for s, 
 ## Gates
 
 {recorded["n"]} held-out items of each task, with 95 % intervals. `tests/test_models.py` measures
-{"them" if recipe["name"] == "base" else "those that need no student"} again.
+{"those that need no student" if recipe["name"] == "teacher" else "them"} again.
 
 {table(gates, recorded)}
 {extra}"""
@@ -132,6 +132,11 @@ def opening(training: Mapping[str, Any]) -> str:
         return f"""A base model {shape}It knows the
 world of this laboratory (`posttrain/tasks/`) and nothing else, and knows it as its authors did:
 with systematic mistakes. It has never seen the chat format of its tokenizer."""
+    if recipe["name"] == "judge":
+        return f"""A judge {shape}It is
+`posttrain/base`, trained on: asked in the chat format whether a statement is true of a text, it
+answers yes or no. It errs on purpose, for experiments on what a policy makes of that; below it says
+where."""
     return f"""A teacher {shape}It has
 grown from `posttrain/base`, whose tokenizer it shares: each layer was followed by a copy that added
 nothing at first, and the deeper model was trained on, by more skilful authors and partly in the
@@ -139,9 +144,10 @@ chat format. It is for distillation into the base."""
 
 
 def more_skill(mixture: Mapping[str, Any]) -> str:
-    """A sentence about mixtures with more skilful authors, or nothing."""
+    """A sentence about mixtures with more skilful authors or the chat format, or nothing."""
     if not mixture.get("skilled"):
-        return ""
+        chat = mixture.get("chat")
+        return f"\n\n{chat:.0%} of single questions are in the chat format." if chat else ""
     return (
         f"\n\nOf all these authors {mixture['skilled']:.0%}, besides those who are without flaw "
         "anyway, have none\nof their kind's flaws. Of documents with a single question (math, "

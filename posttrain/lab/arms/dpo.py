@@ -155,10 +155,10 @@ EXPERIMENT = Experiment(
     name="methods/dpo",
     arms={
         "SFT start": start_only,
-        "DPO": partial(prefer, rate=3e-4),
-        "DPO with NLL": partial(prefer, rate=3e-4, loss=dpo.dpo_nll_loss),
-        "DPO off-policy": partial(prefer, rate=3e-4, source=off_policy),
-        "SFT on chosen": partial(imitate_chosen, rate=3e-3),
+        "DPO": partial(prefer, rate=1e-3),
+        "DPO with NLL": partial(prefer, rate=1e-3, loss=dpo.dpo_nll_loss),
+        "DPO off-policy": partial(prefer, rate=1e-3, source=off_policy),
+        "SFT on chosen": partial(imitate_chosen, rate=6e-3),
     },
     claims=[
         Claim("DPO's stories are better than those of the start", "DPO", "SFT start", "test/gold"),
