@@ -49,22 +49,18 @@ def reward_config(world: World, seed: int) -> reward_model.Config:
 def rlhf_config(
     world: World, seed: int, rate: float | None = None, beta: float | None = None
 ) -> rlhf.Config:
-    """The configuration of the RLHF lesson at the world's scale; `beta` is by default its own."""
+    """The configuration of the RLHF lesson at the world's scale. `beta` is by default that of DPO,
+    which has the same objective in the same unit: the logit of a comparison."""
     scale = world.scale
     cfg = rlhf.Config(
         steps=world.steps(smoke=2, laptop=60, full=100),
         prompts=pick(scale, smoke=4, laptop=8, full=32),
         group_size=pick(scale, smoke=4, laptop=8, full=16),
         max_tokens=world.max_tokens,
-        beta=price_of(world) if beta is None else beta,
+        beta=dpo_arms.beta_of(world) if beta is None else beta,
         seed=seed,
     )
     return at_rate(cfg, world, rate, full=FULL_RL)
-
-
-def price_of(world: World) -> float:
-    """Units of reward that a nat of KL costs. Both are logits of a comparison here."""
-    return pick(world.scale, smoke=0.3, laptop=0.3, full=0.1)
 
 
 def comparisons(
@@ -206,8 +202,8 @@ EXPERIMENT = Experiment(
     name="methods/rlhf",
     arms={
         "SFT start": start_only,
-        "RLHF": partial(optimise, rate=1e-3),
-        "RLHF without a price": partial(optimise, rate=1e-3, beta=0.0),
+        "RLHF": partial(optimise, rate=2e-3),
+        "RLHF without a price": partial(optimise, rate=2e-3, beta=0.0),
         "best of n": choose,
         "rejection sampling": partial(imitate_best, rate=3e-3),
     },
@@ -228,8 +224,8 @@ EXPERIMENT = Experiment(
               "RLHF", "RLHF without a price", "test/gold"),
     ],
     rates={
-        "RLHF": (3e-4, 1e-3, 2e-3),
-        "rejection sampling": (1e-3, 3e-3, 6e-3),
+        "RLHF": (3e-4, 1e-3, 2e-3, 3e-3),
+        "rejection sampling": (1e-3, 3e-3, 6e-3, 1e-2),
     },
     headline=Headline("SFT start", "RLHF", "rejection sampling", "test/gold"),
     configs=lambda world: {
