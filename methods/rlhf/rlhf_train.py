@@ -159,8 +159,8 @@ curves({"reward model": [judging]}, "loss", title="Bradley-Terry loss", ylabel="
 quality = reward_model.fidelity(judge, held_out)
 print(f"right on {quality.accuracy} of {quality.pairs} held-out pairs, loss {quality.loss:.3f}, "
       f"calibration error {quality.calibration_error:.3f}")  # fmt: skip
-print(f"would rather say neither yes nor no in {quality.unreadable} of {2 * quality.pairs} verdicts: "
-      "the loss is about the gap alone")  # fmt: skip
+print(f"says neither yes nor no, left alone, in {quality.unreadable} of {2 * quality.pairs} "
+      "verdicts: the loss is about the gap only")  # fmt: skip
 asked = {item.question: item for item in [*world.train, *world.validation]}
 if rater.gold is not None:
     told = [[rater.gold(asked[p.question], text) for text in (p.chosen, p.rejected)]
