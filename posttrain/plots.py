@@ -1,4 +1,5 @@
-"""Figures of the lab: curves over seeds, before and after, estimates, and the mask of a loss.
+"""Figures of the lab: curves over seeds, before and after, estimates, what a distance from the
+start gained, and the mask of a loss.
 
 Each function returns its figure, and saves it when given a `path`. A returned figure is closed
 for pyplot, so a notebook shows it once, as the value of the cell. No backend is chosen here:
@@ -7,7 +8,7 @@ pyplot takes Agg where there is no display, and the inline one in Jupyter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from numpy.typing import ArrayLike
 
 from posttrain.stats import Estimate, mean_over_seeds
 
 # Okabe and Ito's colours, told apart with any colour vision, the faint yellow left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")  # arms differ in print without colour too
+MARKS = ("o", "^", "s", "D", "v", "P", "X")
 BEFORE = "#8A8A8A"
 INK = "#222222"
 WIDTH = 7.2  # inches; at 150 dots per inch about the width of a README
@@ -148,6 +151,39 @@ def estimates(
         axes.set(xlabel=xlabel, title=title, ylim=(len(values) - 0.5, -0.7))
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
+    return _finished(figure, path)
+
+
+def gains(
+    points: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    fitted: Mapping[str, Callable[[ArrayLike], ArrayLike]] | None = None,
+    *,
+    title: str = "",
+    ylabel: str = "",
+    path: Path | str | None = None,
+) -> Figure:
+    """What optimising gained against how far it went: points per name, with fitted curves.
+
+    `points` is {name: (KLs in nats, gains)}, drawn against the distance sqrt(KL); an estimate of a
+    KL that fell below 0 is drawn at 0. `fitted` gives some of the names a curve, from KL to gain,
+    as far as its points go. Raises ValueError when empty, or for a curve without points.
+    """
+    _some(points, "points")
+    fitted = fitted or {}
+    if strangers := fitted.keys() - points.keys():
+        raise ValueError(f"a fitted curve needs its points: none of {sorted(strangers)}")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
+        axes.axhline(0, color="#888888", lw=1)
+        for number, (name, (kl, gain)) in enumerate(points.items()):
+            color = COLORS[number % len(COLORS)]
+            away = np.sqrt(np.maximum(np.asarray(kl, dtype=np.float64), 0.0))
+            axes.plot(away, np.asarray(gain), MARKS[number % len(MARKS)], color=color, label=name)
+            if name in fitted:
+                d = np.linspace(0, away.max(), 200)
+                axes.plot(d, np.asarray(fitted[name](d**2)), color=color, lw=1.5)
+        axes.set(xlabel="distance from the start, sqrt(KL), KL in nats", ylabel=ylabel, title=title)
+        axes.legend(frameon=False)
     return _finished(figure, path)
 
 

@@ -1,6 +1,7 @@
 """The main job and the comparisons, whole, at smoke scale on the shipped model."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 from posttrain.connect import shipped_models
 from posttrain.lab import job
 from posttrain.lab.arms import EXPERIMENTS, distillation
+from posttrain.lab.arms.rlhf import choices, rlhf_config
 from posttrain.lab.compare import Experiment, compare
 from posttrain.lab.estimate import PLANS
 from posttrain.lab.prices import Tokens
@@ -71,7 +73,7 @@ def planned(service: tinker.ServiceClient, experiment: Experiment, world: World)
     return sum((work.tokens for work in PLANS[experiment.name](world, tokenizer)), Tokens())
 
 
-@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo"])
+@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "rlhf"])
 def test_a_comparison_writes_paired_results(
     base_service: tinker.ServiceClient, tmp_path: Path, method: str
 ) -> None:
@@ -98,11 +100,12 @@ def test_a_comparison_writes_paired_results(
         assert claim["ci95"][0] <= claim["difference"] <= claim["ci95"][1]
     assert results["ledger"]["optimizer_steps"] > 0
     assert results["ledger"]["flops"] > 0
-    expected = planned(base_service, experiment, worlds(0)) * 2
-    # As if no answer ended early, and every one was used.
-    assert 0.9 * spent.train <= expected.train <= 2.5 * spent.train
-    assert 0.9 * spent.prefill <= expected.prefill <= 2.5 * spent.prefill
-    assert spent.sample <= expected.sample <= 5 * spent.sample
+    if experiment.name in PLANS:
+        expected = planned(base_service, experiment, worlds(0)) * 2
+        # As if no answer ended early, and every one was used.
+        assert 0.9 * spent.train <= expected.train <= 2.5 * spent.train
+        assert 0.9 * spent.prefill <= expected.prefill <= 2.5 * spent.prefill
+        assert spent.sample <= expected.sample <= 5 * spent.sample
     other = replace(experiment, configs=lambda world: {"rate": 1.0})
     with pytest.raises(ValueError, match="measured with other code or settings"):
         compare(base_service, other, worlds, [0, 1], tmp_path, tmp_path)
@@ -233,11 +236,9 @@ def test_a_task_without_right_answers_is_refused_where_they_are_counted(tmp_path
         job.post_train(Scale.SMOKE, task="stories", out=tmp_path)
 
 
-def test_dpo_runs_on_rows_of_ultrafeedback(
-    base_service: tinker.ServiceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The whole full-scale path: a start on No Robots, published pairs, and pairs of the start's
-    own answers that a judge model labels, who then says how often each arm wins."""
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Rows of No Robots and of UltraFeedback in local files; their questions."""
     rows = [said(f"Name {word}.", f"{word}.") for word in WORDS]
     robots = [ROBOTS | {"prompt": row[0]["content"], "messages": row} for row in rows]
     pairs = [
@@ -249,6 +250,14 @@ def test_dpo_runs_on_rows_of_ultrafeedback(
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(f"{json.dumps(row)}\n" for row in data))
         monkeypatch.setenv(f"POSTTRAIN_{name}", str(path))
+    return {row[0]["content"] for row in rows}
+
+
+def test_dpo_runs_on_rows_of_ultrafeedback(
+    base_service: tinker.ServiceClient, tmp_path: Path, published: set[str]
+) -> None:
+    """The whole full-scale path: a start on No Robots, published pairs, and pairs of the start's
+    own answers that a judge model labels, who then says how often each arm wins."""
     experiment = EXPERIMENTS["dpo"]
     worlds = partial(experiment.world, Scale.SMOKE, "ultrafeedback")
     compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
@@ -262,6 +271,35 @@ def test_dpo_runs_on_rows_of_ultrafeedback(
     assert start["test/win_rate"] == 0.5  # against itself, with the same seeds
     assert start["test/kl"] == pytest.approx(0, abs=1e-2)
     stored = json.loads((tmp_path / "seed-0-pairs.json").read_text())
-    questions = {row[0]["content"] for row in rows}
     assert stored["preferences"]
-    assert {shown["question"] for shown in stored["preferences"]} <= questions
+    assert {shown["question"] for shown in stored["preferences"]} <= published
+
+
+@pytest.mark.usefixtures("published")
+def test_rlhf_runs_on_rows_of_ultrafeedback(
+    base_service: tinker.ServiceClient, tmp_path: Path
+) -> None:
+    """The same path with a reward model of these labels: gold is unknown, the proxy is not."""
+    experiment = EXPERIMENTS["rlhf"]
+    arms = {name: arm for name, arm in experiment.arms.items() if "price" not in name}
+    worlds = partial(experiment.world, Scale.SMOKE, "ultrafeedback")
+    compare(
+        base_service, replace(experiment, arms=arms, claims=[]), worlds, [0], tmp_path, tmp_path
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = {name: arm["runs"][0]["metrics"] for name, arm in results["arms"].items()}
+    for metrics in found.values():
+        assert not {"test/gold", "test/overrated"} & metrics.keys()
+        assert -50 < metrics["test/proxy"] < 50
+    n = results["config"]["best of n"]
+    assert found["best of n"]["test/kl"] == pytest.approx(math.log(n) - (n - 1) / n)
+    assert found["best of n"]["test/proxy"] > found["SFT start"]["test/proxy"]
+    assert found["SFT start"]["test/win_rate"] == 0.5  # against itself, with the same seeds
+
+
+@pytest.mark.parametrize("scale", [Scale.SMOKE, Scale.LAPTOP])
+def test_best_of_n_takes_as_many_samples_as_rl(scale: Scale) -> None:
+    world = world_of(scale, "stories")
+    cfg = rlhf_config(world, 0)
+    by_rl = cfg.steps * cfg.prompts * cfg.group_size
+    assert choices(world) * len(world.test) * world.k == pytest.approx(by_rl, rel=0.05)

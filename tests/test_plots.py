@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from nbclient import NotebookClient
 
-from posttrain.plots import BEFORE, COLORS, before_after, curves, estimates, token_mask
+from posttrain.plots import BEFORE, COLORS, before_after, curves, estimates, gains, token_mask
 from posttrain.stats import Estimate, mean_over_seeds
 
 
@@ -117,6 +117,21 @@ def test_a_notebook_shows_a_figure_once(tmp_path: Path) -> None:
     NotebookClient(notebook, timeout=60, kernel_name="python3", resources=resources).execute()
     (output,) = notebook.cells[0].outputs
     assert "image/png" in output["data"]
+
+
+def test_gains_are_drawn_against_the_distance_with_the_fits_beside_them() -> None:
+    points = {"gold": ([-0.1, 4.0, 9.0], [0.0, 2.0, 1.0]), "proxy": ([4.0], [3.0])}
+    axes = gains(points, {"gold": lambda kl: 2 * np.asarray(kl)}).axes[0]
+    zero, gold, fitted, proxy = axes.lines
+    assert data(zero)[1] == [0, 0]
+    assert data(gold) == [[0, 2, 3], [0, 2, 1]]
+    assert data(proxy) == [[2], [3]]
+    distance, gain = data(fitted)
+    assert (distance[0], distance[-1]) == (0, 3)  # as far as the points
+    np.testing.assert_allclose(gain, 2 * np.square(distance))
+    assert fitted.get_color() == gold.get_color() != proxy.get_color()
+    with pytest.raises(ValueError, match=r"needs its points: none of \['x'\]"):
+        gains(points, {"x": lambda kl: kl})
 
 
 def test_refusals() -> None:

@@ -23,9 +23,19 @@ from posttrain.lab.raters import Rater
 from posttrain.lab.stage import Stage, measure
 from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
+from posttrain.methods.rlvr import Reward
+from posttrain.rollouts import Rollout
 from posttrain.runs import Metrics, code_of, git_commit, write_json, write_results
 from posttrain.scale import Scale
 from posttrain.stats import mean_over_seeds, paired_difference
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Answers to the held-out items that somebody picked among a policy's samples."""
+
+    groups: Sequence[Sequence[Rollout]]  # `world.k` to each of `world.test`
+    kl: float  # from the policy that was sampled, nats per answer: no log-probability tells it
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Trained:
     cost: Ledger  # everything this arm spent, also before its last stage
     reference: tinker.SamplingClient | None = None  # whom its texts are compared with,
     rater: Rater | None = None  # and by whom, where answers are not right or wrong
+    reward: Reward | None = None  # learned from comparisons, where there is one
+    picked: Picked | None = None  # its answers, where they are not samples of the stage's policy
     told: Mapping[str, float] = field(default_factory=dict)  # what else it says, a metric each
 
 

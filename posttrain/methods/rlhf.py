@@ -40,7 +40,7 @@ from posttrain.methods import rlvr
 from posttrain.methods.reward_model import GOOD, good_prompt
 from posttrain.methods.rlvr import Advantages, Reward, Weights
 from posttrain.rollouts import Rollout, log_ratios, sample_answers
-from posttrain.tasks.problem import Item
+from posttrain.tasks.problem import Demonstration, Item
 from posttrain.verdicts import verdicts
 
 Combine = Callable[[Tensor], Tensor]  # rewards of M models (M, P, G) to (P, G)
@@ -209,3 +209,37 @@ def best_of_n(
     groups_P_N = sample_answers(sampler, items, n, max_tokens=max_tokens, seed=seed)
     rewards_P_N, metrics = reward(items, groups_P_N)
     return Pool(groups_P_N, rewards_P_N, metrics)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best answer of each group: what to imitate, and what finding it cost."""
+
+    demonstrations: list[Demonstration]
+    sampled_tokens: int
+    scored_tokens: int
+
+
+def best_of_groups(
+    sampler: tinker.SamplingClient, items: Sequence[Item], cfg: rlvr.Config, *, reward: Reward
+) -> Best:
+    """The data of rejection-sampling fine-tuning where no answer is right or wrong: of each group
+    that `train` with this config would draw from `sampler`, the answer with the highest reward
+    (RAFT, arXiv:2304.06767). One that was cut off is no answer to imitate, so its group gives none.
+
+    Raises:
+        ValueError: every best answer was cut off.
+    """
+    best, sampled, scored = [], 0, 0.0
+    for step in range(0, cfg.steps, cfg.reuse):
+        batch = rlvr.sample_batch(sampler, items, cfg, step, reward=reward)
+        sampled += sum(len(r.tokens) for group in batch.groups for r in group)
+        scored += batch.judged.get("scored_tokens", 0.0)
+        for item, group, i in zip(
+            batch.items, batch.groups, batch.rewards.argmax(1).tolist(), strict=True
+        ):
+            if group[i].finished:
+                best.append(rlvr.demonstration(item.question, group[i]))
+    if not best:
+        raise ValueError(f"all best answers were cut off at max_tokens={cfg.max_tokens}")
+    return Best(best, sampled, int(scored))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ from posttrain.methods import reward_model
 from posttrain.methods.reward_model import good_prompt, reward_pairs
 from posttrain.methods.rlhf import (
     Config,
+    best_of_groups,
     best_of_n,
     kl_priced,
     learned_reward,
@@ -28,7 +29,7 @@ from posttrain.methods.rlhf import (
     train,
     worst,
 )
-from posttrain.methods.rlvr import each
+from posttrain.methods.rlvr import each, sample_batch
 from posttrain.rollouts import Rollout, kl_from, sample_groups
 from posttrain.tasks.problem import Preference
 from posttrain.verdicts import verdicts
@@ -283,6 +284,30 @@ def test_best_of_n_takes_the_answer_with_the_highest_reward(
     assert pool.rewards.tolist() == [[sum(r.text.encode()) for r in group] for group in again]
     with pytest.raises(ValueError, match="0 items, n=4"):
         best_of_n(reference, [], reward, 4, max_tokens=5)
+
+
+def test_the_best_of_each_group_is_imitated(reference: tinker.SamplingClient) -> None:
+    """Of the very groups that RL would draw; a group whose best answer was cut off gives none."""
+    reward = each(lambda item, text: float(sum(text.encode()) % 7))
+    cfg = Config(prompts=2, group_size=4, max_tokens=2, steps=3, seed=5)
+    found = best_of_groups(reference, ITEMS, cfg, reward=reward)
+    batches = [sample_batch(reference, ITEMS, cfg, step, reward=reward) for step in range(3)]
+    best = [
+        (item.question, max(group, key=lambda r: sum(r.text.encode()) % 7))
+        for batch in batches
+        for item, group in zip(batch.items, batch.groups, strict=True)
+    ]
+    assert [(d.question, d.answer) for d in found.demonstrations] == [
+        (question, r.text.strip()) for question, r in best if r.finished
+    ]
+    assert 0 < len(found.demonstrations) < len(best) == 6
+    every = [r for batch in batches for group in batch.groups for r in group]
+    assert found.sampled_tokens == sum(len(r.tokens) for r in every)
+    assert found.scored_tokens == 0  # this reward reads nothing with a model
+    cut = replace(cfg, max_tokens=1)
+    longest = each(lambda item, text: float(len(text)))
+    with pytest.raises(ValueError, match="all best answers were cut off at max_tokens=1"):
+        best_of_groups(reference, ITEMS, cut, reward=longest)
 
 
 def test_another_tokenizer_is_refused_before_the_first_token(
