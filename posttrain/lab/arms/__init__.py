@@ -1,10 +1,11 @@
 """The experiments of the lessons, by name: what `posttrain run` can run."""
 
-from posttrain.lab.arms import distillation, dpo, rlvr, sft
+from posttrain.lab.arms import distillation, dpo, rlvr, sdft, sft
 
 EXPERIMENTS = {
     "sft": sft.EXPERIMENT,
     "rlvr": rlvr.EXPERIMENT,
     "dpo": dpo.EXPERIMENT,
     "distillation": distillation.EXPERIMENT,
+    "sdft": sdft.EXPERIMENT,
 }
