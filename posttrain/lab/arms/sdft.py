@@ -145,8 +145,7 @@ def own_answers(
 def _retold(
     first: Stage, world: World, folder: Path, seed: int, how: Callable[..., sdft.Rewrites]
 ) -> tuple[list[Demonstration], Ledger]:
-    """Sampled once, and kept beside the run for when it resumes. Two samples of each question:
-    as many texts as two epochs of SDFT."""
+    """Two answers to each question, sampled once, and kept beside the run for when it resumes."""
     kept = folder.with_name(f"{folder.name}-texts.json")
     if not kept.exists():
         questions = questions_of(world, first.sampler.get_tokenizer())
@@ -292,7 +291,8 @@ EXPERIMENT = Experiment(
         Claim("SDFT teaches the new skill", "SDFT", "start", "new/pass@1"),
         Claim("SDFT keeps more of the old skill than SFT", "SDFT", "SFT", "old/pass@1"),
         Claim("SDFT is better than SFT at both skills together", "SDFT", "SFT", "both/pass@1"),
-        Claim("The same at three times the rate", "SDFT at triple", "SFT at triple", "both/pass@1"),
+        Claim("At three times the rate, SDFT is better than SFT at both skills together",
+              "SDFT at triple", "SFT at triple", "both/pass@1"),
         Claim("SDFT is better at both than SFT with replay of the old skill",
               "SDFT", "SFT with replay", "both/pass@1"),
         Claim("SFT moves further from the start than SDFT on the new skill, in nats an answer",
