@@ -197,7 +197,7 @@ token_mask(pieces, each[0].clamp(min=0).tolist(), title="KL(q || p) at each toke
 # ## Training loop
 
 # %%
-small = replace(world, test=world.test[: pick(scale, smoke=4, laptop=150, full=None)])
+small = replace(world, test=world.test[: pick(scale, smoke=4, laptop=120, full=None)])
 small_old = replace(old, test=old.test[: len(small.test)])
 worlds = {"new": small, "old": small_old}
 samplers = {"start": start}
@@ -353,6 +353,22 @@ estimates(gates, title="What a demonstration in the prompt is worth", xlabel="ga
 for name in ("start", "SDFT", "SFT", "rewriting"):
     found = measured[name]["new"]
     print(f"{name:10} right {found.score.pass_at_1.value:.2f}, with that mark {found.as_shown:.2f}")
+
+# %% [markdown]
+# ### Failure mode: a teacher that chases its student
+#
+# The paper's teacher is a slow average of the student. What if it follows at once? With `refresh=1`
+# the student of each step is its own teacher. Nothing outside of the two holds them, and the
+# divergence cannot tell: it says how far they are apart, not where they go.
+
+# %%
+practise("live teacher", distil, cfg=replace(cfg, refresh=1))
+curves({name: [histories[name]] for name in ("SDFT", "live teacher")}, "divergence",
+       ylabel="nats a token", title="KL(q || p), beside one's own teacher")  # fmt: skip
+
+# %%
+for name in ("SDFT", "live teacher"):
+    print(f"{name:13} new {measured[name]['new']}; old {measured[name]['old']}")
 
 # %% [markdown]
 # ## Key observations
