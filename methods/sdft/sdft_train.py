@@ -205,6 +205,7 @@ histories: dict[str, list[dict[str, float]]] = {}
 measured: dict[str, dict[str, Skill]] = {}
 
 
+# %%
 def measure(label):
     """Both skills of a policy, and its distance from the start on each."""
     found = {skill: on_skill(samplers[label], start, here) for skill, here in worlds.items()}
@@ -220,6 +221,7 @@ def practise(label, method, **how):
     measure(label)
 
 
+# %%
 def distil(label, policy, cfg, **variant):
     """SDFT; the teacher is the start, unless it is refreshed."""
     teacher = None if cfg.refresh else start
