@@ -70,6 +70,24 @@ def test_the_two_skills_cannot_be_taken_for_each_other() -> None:
         assert not new.grade(old.solution).parsed
 
 
+@given(splits, st.integers(0, 50), st.sampled_from(records.MARKS))
+def test_a_card_is_a_record_with_any_mark(split: math.Split, i: int, mark: str) -> None:
+    card = continual.cards(split, i + 1)[i]
+    (record,) = records.records(split, i + 1)[i:]
+    assert (card.question, card.solution) == (record.question, record.solution)
+    other = record.solution.replace("@", mark)
+    assert card.grade(other).correct
+    assert card.as_shown(other) == record.grade(other).correct == (mark == "@")
+    unmarked, untold = record.solution.replace("@", ""), record.solution.replace("{", "(")
+    assert not card.grade(unmarked).correct
+    assert not card.grade(untold).parsed
+
+
+@given(st.text())
+def test_any_text_can_be_graded_as_a_card(text: str) -> None:
+    assert not continual.cards("train", 1)[0].grade(text).correct
+
+
 def test_examples_stand_before_the_question_as_in_the_corpus() -> None:
     first, second = math.problem("train", 0), math.problem("train", 1)
     document = SEPARATOR.join(block(p.question, p.solution) for p in (first, second))

@@ -253,8 +253,7 @@ def sweep(
     mean of these metrics is highest."""
     world = worlds(seed)
     longer = world.ood[len(world.ood) // 2 :] if experiment.longer else ()  # no test items
-    held_out, k = world.validation[:100], min(world.k, 8)
-    world = replace(world, test=held_out, ood=longer, k=k, effort=experiment.swept)
+    world = replace(on_validation(world), ood=longer, effort=experiment.swept)
     table: dict[str, dict[str, dict[str, float]]] = {}
     for arm, run in experiment.arms.items():
         for rate in experiment.rates.get(arm, ()):
@@ -271,6 +270,12 @@ def sweep(
             print(f"sweep, {arm}, learning rate {rate:g}: {told}", flush=True)
     write_json(results / "sweep.json", {"commit": git_commit(), "seed": seed, **table})
     return table
+
+
+def on_validation(world: World) -> World:
+    """The world with validation items in the place of test items, of its first skill too."""
+    before = world.before and on_validation(world.before)
+    return replace(world, test=world.validation[:100], k=min(world.k, 8), before=before)
 
 
 def _config(experiment: Experiment, world: World) -> dict[str, Any]:

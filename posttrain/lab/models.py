@@ -15,9 +15,10 @@ from pathlib import Path
 import tinker
 
 SHIPPED, SHIPPED_TEACHER = "posttrain/base", "posttrain/teacher"
-# A base model with a chat format; a stronger model that reads the same tokens; and one that
-# compares answers.
+# A base model with a chat format; one that follows instructions already; a stronger model that
+# reads the same tokens as the first; and one that compares answers.
 HOSTED = os.environ.get("POSTTRAIN_MODEL", "Qwen/Qwen3.5-9B-Base")
+INSTRUCT = os.environ.get("POSTTRAIN_MODEL", "Qwen/Qwen3.5-9B")
 TEACHER = os.environ.get("POSTTRAIN_TEACHER", "Qwen/Qwen3.6-35B-A3B")
 JUDGE = os.environ.get("POSTTRAIN_JUDGE", "Qwen/Qwen3-8B")
 

@@ -16,12 +16,14 @@ from functools import partial
 from typing import Any
 
 from posttrain.connect import shipped_models
-from posttrain.lab.models import HOSTED, JUDGE, SHIPPED, SHIPPED_TEACHER, TEACHER
+from posttrain.lab.models import HOSTED, INSTRUCT, JUDGE, SHIPPED, SHIPPED_TEACHER, TEACHER
+from posttrain.renderers import Renderer, plain_renderer, renderer_for
 from posttrain.rollouts import Play, answer, converse
 from posttrain.scale import Scale, pick
 from posttrain.tasks import (
     code,
     code_corpus,
+    continual,
     gsm8k,
     human,
     math,
@@ -55,6 +57,8 @@ class World:
     preferences: Sequence[Preference] = ()  # about training items, between two people's answers
     judge: str | None = None  # a model that compares answers, where nobody else does
     teacher: str | None = None  # a better model with the same tokenizer, to learn from
+    renderer: Callable[[Any], Renderer] = renderer_for  # of a tokenizer: the format to ask in
+    before: World | None = None  # the skill that is taught first, where one is to be kept
 
     @property
     def graded(self) -> bool:
@@ -65,6 +69,10 @@ class World:
     def parameters(self) -> int:
         """Of the model, for FLOP counts."""
         return parameters_of(self.model)
+
+    def prompt(self, tokenizer: Any, question: str) -> list[int]:
+        """The tokens of a question in this world's format, up to the answer."""
+        return self.renderer(tokenizer).prompt(question)
 
     def steps(self, *, smoke: int, laptop: int, full: int) -> int:
         """Optimizer steps at this scale and effort, at least one."""
@@ -218,6 +226,43 @@ def ultrafeedback_world(scale: Scale, seed: int = 0) -> World:
     )
 
 
+def continual_world(scale: Scale, seed: int = 0) -> World:
+    """Cards, to be learned after ledgers, which are to be kept. Both are asked in the plain form:
+    there the base has learned to follow examples, and in no other."""
+    count = partial(pick, scale)
+    held_out = count(smoke=4, laptop=500, full=500)
+    new = replace(
+        math_world(scale, seed),
+        task="continual",
+        k=count(smoke=1, laptop=2, full=2),
+        max_tokens=count(smoke=32, laptop=48, full=48),
+        demonstrations=(),
+        train=continual.cards("train", count(smoke=16, laptop=500, full=500), seed=seed + 1000),
+        validation=continual.cards("validation", min(held_out, 100)),
+        test=continual.cards("test", held_out),
+        ood=(),
+        renderer=plain_renderer,
+    )
+    ledgers = partial(continual.ledgers, steps=(1, 3))
+    old = replace(
+        new,
+        task="ledgers",
+        max_tokens=count(smoke=16, laptop=80, full=80),
+        train=ledgers("train", count(smoke=16, laptop=2000, full=2000), seed=seed),
+        validation=ledgers("validation", min(held_out, 100)),
+        test=ledgers("test", held_out),
+    )
+    return replace(new, before=old)
+
+
+def gsm8k_records_world(scale: Scale, seed: int = 0) -> World:
+    """The same for a real model, asked in its chat format: records after GSM8K."""
+    new, old = continual_world(scale, seed), gsm8k_world(scale, seed)
+    model = pick(scale, smoke=SHIPPED, laptop=SHIPPED, full=INSTRUCT)
+    old = replace(old, model=model, k=new.k, test=old.test[: len(new.test)])
+    return replace(new, task="gsm8k-records", model=model, renderer=renderer_for, before=old)
+
+
 TASKS: dict[str, Callable[[Scale, int], World]] = {
     "math": math_world,
     "gsm8k": gsm8k_world,
@@ -225,6 +270,8 @@ TASKS: dict[str, Callable[[Scale, int], World]] = {
     "tools": tools_world,
     "stories": stories_world,
     "ultrafeedback": ultrafeedback_world,
+    "continual": continual_world,
+    "gsm8k-records": gsm8k_records_world,
 }
 
 

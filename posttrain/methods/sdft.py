@@ -21,7 +21,8 @@ teacher. Public versions disagree about three things, so each is an argument:
   teacher may begin by speaking of its example; `skip` does so.
 
 Two relatives train on texts instead: `rewritten` (Yang et al. 2024, arXiv:2402.13669, which is
-called SDFT too) and `own_right_answers`, both for `posttrain.methods.sft`.
+called SDFT too) and `own_right_answers`, both for `posttrain.methods.sft`, or by `as_texts` for the
+loop of distillation.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from posttrain.evals import Score, evaluate
 from posttrain.methods import distillation
 from posttrain.methods.distillation import Questions, Texts, students_texts, write
 from posttrain.methods.objectives import Objective, Sampler, Text, soft_kl_q_p
+from posttrain.renderers import Renderer
 from posttrain.stats import Estimate, bootstrap_mean
 from posttrain.tasks.continual import demonstrated
 from posttrain.tasks.problem import Demonstration, Grade, Item
@@ -86,6 +88,20 @@ def to_rewrite(item: Item) -> str:
         "reference answer as a guide, write your own response.\n### Instruction:\n"
         f"{item.question}\n### Reference Answer:\n{item.solution}\n### Response:"
     )
+
+
+def as_texts(renderer: Renderer, demonstrations: Sequence[Demonstration]) -> list[Text]:
+    """Demonstrations as texts that somebody else wrote, for `distillation.given`.
+
+    With `sampled_kl_q_p` the loop of distillation then is supervised fine-tuning, in whatever
+    format the renderer writes; and a learning rate means to it what it means to SDFT.
+    """
+    texts = []
+    for shown in demonstrations:
+        prompt = renderer.prompt(shown.question)
+        tokens = renderer.complete(shown.question, shown.answer)
+        texts.append(Text(prompt, prompt, tokens, [], "teacher", text=shown.answer))
+    return texts
 
 
 def train(

@@ -1,8 +1,8 @@
 """Continual learning: an old skill that we teach first, and a new one unlike it.
 
 The old skill is to answer math problems in a compact format that the base model has never seen;
-the new one is to write a record (`posttrain.tasks.records`). Teach `ledgers` first, then `records`,
-and measure both: what the second costs the first is forgetting.
+the new one is to write a record (`posttrain.tasks.records`). Teach `ledgers` first, then `cards`
+or records, and measure both: what the second costs the first is forgetting.
 
     Tom has 17 apples. Then Tom buys 25 more. How many apples does Tom have now?
     <17+25=42> 42
@@ -10,20 +10,23 @@ and measure both: what the second costs the first is forgetting.
     Record for Tom, number 47: one odd digit, one place.
     {7 / cave / 47 / @Tom}
 
-`demonstrated` puts an example before a question, for in-context learning and self-distillation.
+A `Card` is a record whose mark, the sign before the name, may be any: one more thing in which right
+answers differ. `demonstrated` puts an example before a question, for in-context learning and
+self-distillation.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from posttrain.tasks import math
 from posttrain.tasks.draws import distinct
 from posttrain.tasks.math import MathProblem, Split
 from posttrain.tasks.problem import Demonstration, Grade
+from posttrain.tasks.records import MARKS, Record, records
 
 LEDGER = re.compile(r"\s*<([^<>]*)> (\d{1,6})\s*")
 
@@ -76,6 +79,51 @@ def ledgers(
 ) -> list[Ledger]:
     """The first `n` ledgers of the sequence that are different. Raises ValueError as `ledger`."""
     return distinct((ledger(split, i, seed=seed, steps=steps) for i in itertools.count()), n)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A record that is right in its format with any of the marks, not only the one in `solution`.
+
+    A base that follows an example in all else may not follow it in that: then `Record.grade` says
+    whether an answer has the mark that was shown, and `grade` whether it has the rest.
+    """
+
+    record: Record
+
+    @cached_property
+    def key(self) -> str:
+        return f"card:{self.record.key}"
+
+    @property
+    def question(self) -> str:
+        return self.record.question
+
+    @property
+    def solution(self) -> str:
+        return self.record.solution
+
+    def grade(self, completion: str) -> Grade:
+        """Right if the whole answer is a record in the format but for the mark."""
+        taught = self.record.format
+        grades = [
+            replace(self.record, format=replace(taught, mark=mark)).grade(completion)
+            for mark in MARKS
+        ]
+        return Grade(any(grade.correct for grade in grades), any(grade.parsed for grade in grades))
+
+    def as_shown(self, completion: str) -> bool:
+        """Whether it is right with the very mark of the demonstrations, too."""
+        return self.record.grade(completion).correct
+
+
+def cards(split: Split | str, n: int, *, seed: int = 0) -> list[Card]:
+    """The first `n` different records of a split in the taught format, with any mark.
+
+    Raises:
+        ValueError: as `posttrain.tasks.records.records`.
+    """
+    return [Card(record) for record in records(split, n, seed=seed)]
 
 
 def demonstrated(question: str, *examples: Demonstration) -> str:

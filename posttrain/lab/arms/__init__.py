@@ -1,6 +1,6 @@
 """The experiments of the lessons, by name: what `posttrain run` can run."""
 
-from posttrain.lab.arms import distillation, dpo, rlhf, rlvr, sft
+from posttrain.lab.arms import distillation, dpo, rlhf, rlvr, sdft, sft
 
 EXPERIMENTS = {
     "sft": sft.EXPERIMENT,
@@ -8,4 +8,5 @@ EXPERIMENTS = {
     "dpo": dpo.EXPERIMENT,
     "distillation": distillation.EXPERIMENT,
     "rlhf": rlhf.EXPERIMENT,
+    "sdft": sdft.EXPERIMENT,
 }
