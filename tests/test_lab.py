@@ -46,7 +46,7 @@ def test_the_main_job_runs_resumes_and_shows_its_work(
         job.post_train(Scale.SMOKE, seed=1, out=tmp_path)
 
 
-@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo"])
+@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "marl"])
 def test_a_comparison_writes_paired_results(
     base_service: tinker.ServiceClient, tmp_path: Path, method: str
 ) -> None:

@@ -36,6 +36,7 @@ class Trained:
     cost: Ledger  # everything this arm spent, also before its last stage
     reference: tinker.SamplingClient | None = None  # whom its texts are compared with,
     rater: Rater | None = None  # and by whom, where answers are not right or wrong
+    past: Sequence[tinker.SamplingClient] = ()  # what a player was before, the start first
 
 
 Worlds = Callable[[int], World]  # seed -> its world
