@@ -39,7 +39,7 @@ class Announcing:
         return self.tokenizer
 
     def compute_logprobs(self, prompt: tinker.ModelInput) -> Any:
-        said = self.tokenizer.decode(prompt.to_ints())
+        said = self.tokenizer.decode(prompt.to_ints(), skip_special_tokens=True)
         text = re.findall(r"(?:Nim|Kuhn).*Your move\?", said)[-1]
         p = self.probabilities(text).get(read_move(said.split("Your move?")[1]) or "", 0.0)
         return Done([None, *[0.0] * (prompt.length - 2), math.log(p) if p else -math.inf])

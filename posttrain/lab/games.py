@@ -106,7 +106,7 @@ def on_games(trained: Trained, world: World) -> Measured:
         "kuhn/exploitability of the past": exploitability(past),
         "kuhn/legal": mass,
     }
-    others = {"random": uniform(), "optimal": optimal(), "start": start}
+    others: dict[str, Player] = {"random": uniform(), "optimal": optimal(), "start": start}
     for name, found in duels(now, others, world.test, world.k).items():
         for seat, returned in zip(SEATS, found.seat_values, strict=True):
             metrics[f"nim/won from {name}, {seat}"] = (1 + returned) / 2  # nobody draws in Nim

@@ -216,12 +216,12 @@ def ultrafeedback_world(scale: Scale, seed: int = 0) -> World:
 
 
 def games_world(scale: Scale, seed: int = 0) -> World:
-    """Nim and Kuhn poker. Demonstrations are moves of games between people
+    """Nim of two or three heaps, and Kuhn poker. Demonstrations are moves of games between people
     who mostly play badly; `train` are starts of games, of each game half; held out are positions
     of Nim where the move matters. At full scale the rules stand before each position."""
     count = partial(pick, scale)
-    nim = partial(games.positions, "nim")
-    held_out = count(smoke=6, laptop=200, full=200)  # Nim has no more to hold out
+    nim = partial(games.positions, "nim", level=(2, 3))
+    held_out = count(smoke=2, laptop=30, full=30)  # all that there are
     deals = games.positions("kuhn-poker", "train", 6, decisive=False)
     heaps = nim("train", count(smoke=12, laptop=240, full=240), seed=seed + 1000, decisive=False)
     return World(
@@ -229,7 +229,7 @@ def games_world(scale: Scale, seed: int = 0) -> World:
         task="games",
         model=count(smoke=SHIPPED, laptop=SHIPPED, full=HOSTED),
         rank=count(smoke=8, laptop=16, full=32),
-        k=count(smoke=1, laptop=2, full=2),
+        k=count(smoke=1, laptop=8, full=8),
         max_tokens=count(smoke=12, laptop=12, full=32),
         demonstrations=played_by_people(
             nim("train", count(smoke=8, laptop=60, full=60), seed=seed, decisive=False)
@@ -238,7 +238,7 @@ def games_world(scale: Scale, seed: int = 0) -> World:
             count(smoke=as_is, laptop=as_is, full=with_rules),
         ),
         train=[*heaps, *(deals * (len(heaps) // len(deals)))],
-        validation=nim("validation", held_out),
+        validation=nim("validation", min(held_out, 26)),
         test=nim("test", held_out),
         ood=(),
     )

@@ -39,7 +39,7 @@ def marl_config(world: World, seed: int, rate: float | None = None) -> marl.Conf
     """The configuration of the lesson at the world's scale."""
     cfg = marl.Config(
         steps=world.steps(smoke=2, laptop=60, full=200),
-        games=pick(world.scale, smoke=8, laptop=64, full=128),
+        games=pick(world.scale, smoke=4, laptop=32, full=128),
         max_tokens=world.max_tokens,
         seed=seed,
     )
