@@ -67,6 +67,11 @@ class Run:
         fresh = {"checkpoints": [], "finished": False}
         return cls(folder, json.loads(checkpoints.read_text()) if checkpoints.exists() else fresh)
 
+    @classmethod
+    def found(cls, folder: Path | str) -> Self:
+        """The run in a folder, as it was started."""
+        return cls.open(folder, json.loads((Path(folder) / "config.json").read_text()))
+
     @property
     def step(self) -> int:
         """Optimizer steps that the latest checkpoint holds; training goes on from here."""
@@ -76,6 +81,11 @@ class Run:
     def checkpoint(self) -> str | None:
         """tinker:// path of the latest checkpoint, optimizer included; None before the first."""
         return self._state["checkpoints"][-1]["path"] if self._state["checkpoints"] else None
+
+    @property
+    def checkpoints(self) -> dict[int, str]:
+        """tinker:// paths of all checkpoints, by the optimizer steps that they hold."""
+        return {saved["step"]: saved["path"] for saved in self._state["checkpoints"]}
 
     @property
     def finished(self) -> bool:

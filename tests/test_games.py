@@ -483,3 +483,19 @@ def test_every_split_of_every_game_yields_items() -> None:
     for name, game in GAMES.items():
         for split in game.levels:
             assert position(name, Split(split), 3) == position(name, split, 3)
+
+
+def test_a_mixture_of_poker_players_is_worth_the_mean_of_them() -> None:
+    """Exactly, in both seats and against anyone: that is what weighing by reach is for."""
+    rng = random.Random(0)
+    one, two, other = ({text: rng.random() for text in kuhn.TEXTS} for _ in range(3))
+    both = kuhn.mixture([one, two])
+    assert both != pytest.approx({text: (one[text] + two[text]) / 2 for text in kuhn.TEXTS})
+    for first, parts in (
+        (kuhn.value(both, other), [kuhn.value(p, other) for p in (one, two)]),
+        (kuhn.value(other, both), [kuhn.value(other, p) for p in (one, two)]),
+    ):
+        assert first == pytest.approx(sum(parts) / 2)
+    assert kuhn.mixture([one, one]) == pytest.approx(one)
+    with pytest.raises(ValueError, match="needs a strategy"):
+        kuhn.mixture([])

@@ -73,7 +73,7 @@ def planned(service: tinker.ServiceClient, experiment: Experiment, world: World)
     return sum((work.tokens for work in PLANS[experiment.name](world, tokenizer)), Tokens())
 
 
-@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "rlhf", "sdft"])
+@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "rlhf", "sdft", "marl"])
 def test_a_comparison_writes_paired_results(
     base_service: tinker.ServiceClient, tmp_path: Path, method: str
 ) -> None:

@@ -49,6 +49,7 @@ class Trained:
     reward: Reward | None = None  # learned from comparisons, where there is one
     picked: Picked | None = None  # its answers, where they are not samples of the stage's policy
     told: Mapping[str, float] = field(default_factory=dict)  # what else it says, a metric each
+    past: Sequence[tinker.SamplingClient] = ()  # what a player was before, the start first
 
 
 Worlds = Callable[[int], World]  # seed -> its world

@@ -60,9 +60,18 @@ def _normalised(logps: dict[str, float]) -> Moves:
     return Moves(dict(zip(logps, shares.tolist(), strict=True)), mass)
 
 
-def kuhn_exploitability(sampler: tinker.SamplingClient, *, ask: Ask = as_is) -> tuple[float, float]:
-    """Chips per game that best responses win from the policy in Kuhn poker, and the least mass
-    of the 12 positions that this is computed from (`move_probabilities`)."""
+def kuhn_strategy(
+    sampler: tinker.SamplingClient, *, ask: Ask = as_is
+) -> tuple[dict[str, float], float]:
+    """The probability of a bet in each of the 12 positions of Kuhn poker, and the least mass among
+    them (`move_probabilities`)."""
     found = move_probabilities(sampler, TEXTS, ask=ask)
     bets = {text: moves.shares["bet"] for text, moves in found.items()}
-    return exploitability(bets), min(moves.mass for moves in found.values())
+    return bets, min(moves.mass for moves in found.values())
+
+
+def kuhn_exploitability(sampler: tinker.SamplingClient, *, ask: Ask = as_is) -> tuple[float, float]:
+    """Chips per game that best responses win from the policy in Kuhn poker, and the least mass
+    of the 12 positions that this is computed from."""
+    bets, mass = kuhn_strategy(sampler, ask=ask)
+    return exploitability(bets), mass

@@ -48,6 +48,7 @@ def run_stage(
     start: str | None = None,
     extra: Mapping[str, Any] | None = None,
     show: Sequence[str] = (),
+    every: int = 20,
 ) -> Stage:
     """Train `cfg.steps` steps in `folder`, or finish what an earlier run began there.
 
@@ -55,6 +56,7 @@ def run_stage(
         start: checkpoint to start from, with a fresh optimizer; None is the base model.
         extra: what else identifies this run, kept in its config.
         show: metrics on the progress line.
+        every: steps between checkpoints.
 
     Raises:
         ValueError: the folder holds a run with another configuration.
@@ -71,7 +73,7 @@ def run_stage(
     else:
         future = service.create_lora_training_client(world.model, rank=world.rank, seed=cfg.seed)
     policy = future.result()
-    metrics = run.drive(policy, steps(policy, run.step), total=cfg.steps, every=20, show=show)
+    metrics = run.drive(policy, steps(policy, run.step), total=cfg.steps, every=every, show=show)
     sampler = policy.save_weights_and_get_sampling_client().result()
     assert run.checkpoint is not None  # drive() has saved the last step
     keep_samples(sampler, world, folder / SAMPLES)

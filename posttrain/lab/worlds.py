@@ -17,6 +17,7 @@ from typing import Any
 
 from posttrain.connect import shipped_models
 from posttrain.lab.models import HOSTED, INSTRUCT, JUDGE, SHIPPED, SHIPPED_TEACHER, TEACHER
+from posttrain.methods.players import Ask, as_is, with_rules
 from posttrain.renderers import Renderer, plain_renderer, renderer_for
 from posttrain.rollouts import Play, answer, converse
 from posttrain.scale import Scale, pick
@@ -24,6 +25,7 @@ from posttrain.tasks import (
     code,
     code_corpus,
     continual,
+    games,
     gsm8k,
     human,
     math,
@@ -263,6 +265,35 @@ def gsm8k_records_world(scale: Scale, seed: int = 0) -> World:
     return replace(new, task="gsm8k-records", model=model, renderer=renderer_for, before=old)
 
 
+def games_world(scale: Scale, seed: int = 0) -> World:
+    """Nim of two or three heaps, and Kuhn poker. Demonstrations are moves of games between people
+    who mostly play badly; `train` are starts of games, of each game half; held out are positions
+    of Nim where the move matters. At full scale the rules stand before each position."""
+    count = partial(pick, scale)
+    nim = partial(games.positions, "nim", level=(2, 3))
+    held_out = count(smoke=2, laptop=30, full=30)  # all that there are
+    deals = games.positions("kuhn-poker", "train", 6, decisive=False)
+    heaps = nim("train", count(smoke=12, laptop=240, full=240), seed=seed + 1000, decisive=False)
+    return World(
+        scale=scale,
+        task="games",
+        model=count(smoke=SHIPPED, laptop=SHIPPED, full=HOSTED),
+        rank=count(smoke=8, laptop=16, full=32),
+        k=count(smoke=1, laptop=8, full=8),
+        max_tokens=count(smoke=12, laptop=12, full=32),
+        demonstrations=played_by_people(
+            nim("train", count(smoke=8, laptop=60, full=60), seed=seed, decisive=False)
+            + deals * count(smoke=1, laptop=10, full=10),
+            seed,
+            count(smoke=as_is, laptop=as_is, full=with_rules),
+        ),
+        train=[*heaps, *(deals * (len(heaps) // len(deals)))],
+        validation=nim("validation", min(held_out, 26)),
+        test=nim("test", held_out),
+        ood=(),
+    )
+
+
 TASKS: dict[str, Callable[[Scale, int], World]] = {
     "math": math_world,
     "gsm8k": gsm8k_world,
@@ -272,6 +303,7 @@ TASKS: dict[str, Callable[[Scale, int], World]] = {
     "ultrafeedback": ultrafeedback_world,
     "continual": continual_world,
     "gsm8k-records": gsm8k_records_world,
+    "games": games_world,
 }
 
 
@@ -311,6 +343,21 @@ def told_by_people(requests: Sequence[stories.Request], seed: int, texts: int) -
     return [
         [stories.write(request, rng, stories.author(rng)) for _ in range(texts)]
         for request in requests
+    ]
+
+
+def played_by_people(starts: Sequence[games.Position], seed: int, ask: Ask) -> list[Demonstration]:
+    """All moves of games between people, of whom each finds the best move with a probability of
+    their own, 0.6 at most, and else makes any."""
+    rng = random.Random(seed)
+    people = [
+        games.Expert(rng.random() * 0.6, seed=rng.getrandbits(32)) for _ in range(2 * len(starts))
+    ]
+    seats = [(2 * i, 2 * i + 1) for i in range(len(starts))]
+    return [
+        Demonstration(ask(turn.text), turn.completion)
+        for match in games.play(starts, people, seats)
+        for turn in match.turns
     ]
 
 

@@ -16,8 +16,8 @@ gets the worst return that the game has, the other one the opposite, so it never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tinker
@@ -53,6 +53,10 @@ class Side:
     role: Role
     reward: float  # the return
     rollouts: tuple[Rollout, ...]  # its moves; none if the game ended before it had one
+
+
+# (sides, baselines, decay) -> advantage of each side, and the baselines after these games
+Advantages = Callable[[Sequence[Side], Mapping[Role, float], float], tuple[list[float], Baselines]]
 
 
 def sides_of(matches: Sequence[Match], number: int, rollouts: Sequence[Rollout]) -> list[Side]:
@@ -98,6 +102,15 @@ def role_advantages(
     return advantages, after
 
 
+def shared_advantages(
+    sides: Sequence[Side], baselines: Mapping[Role, float], decay: float
+) -> tuple[list[float], Baselines]:
+    """The same with one baseline for all roles of a learner: the control. In self-play returns
+    add up to nothing, so this b is about 0, and being first looks like a merit."""
+    alike = [replace(side, role=(side.role[0], "all", 0)) for side in sides]
+    return role_advantages(alike, baselines, decay)
+
+
 def marl_datums(sides: Sequence[Side], advantages: Sequence[float]) -> list[tinker.Datum]:
     """A datum for every move of every side with an advantage, weighed by 1/N for N sides, so that
     their sum is the policy gradient of the expected return of a game."""
@@ -115,6 +128,7 @@ def train(
     cfg: Config,
     *,
     opponent: Opponent | None = None,
+    advantages: Advantages = role_advantages,
     loss: Any = "importance_sampling",
     loss_config: dict[str, float] | None = None,
     penalty: Penalty = forfeit,
@@ -130,6 +144,7 @@ def train(
         starts: positions that games begin with, of one game or of several.
         opponent: whom a single policy meets, in each seat half of the time: `against` a fixed
             player, or `PastSelves` (`posttrain/methods/players.py`). By default itself.
+        advantages: of the sides, and the baselines after them: `role_advantages`, or another.
         ask: the question that is made of the text of a position.
         baselines: those of a run that is resumed (`baselines_in` its last metrics).
 
@@ -159,8 +174,8 @@ def train(
         metrics["sampled_tokens"] = tokens_sampled(players)
         for i, (policy, learner) in enumerate(zip(policies, learners, strict=True)):
             sides = sides_of(matches, i, learner.rollouts)
-            advantages, kept = role_advantages(sides, kept, cfg.decay)
-            data_D = marl_datums(sides, advantages)
+            found, kept = advantages(sides, kept, cfg.decay)
+            data_D = marl_datums(sides, found)
             metrics["tokens"] += sum(datum.model_input.length for datum in data_D)
             if data_D:
                 backward = policy.forward_backward(data_D, loss, loss_config)

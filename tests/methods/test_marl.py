@@ -26,6 +26,7 @@ from posttrain.methods.marl import (
     marl_datums,
     role_advantages,
     seating,
+    shared_advantages,
     sides_of,
     train,
 )
@@ -102,6 +103,16 @@ def test_role_baselines_by_hand() -> None:
     assert after[0, "poker", 0] == pytest.approx(0.2)
     reported = {baseline_name(role): value for role, value in after.items()}
     assert baselines_in(reported | {"tokens": 3.0, "first/optimal": 0.5}) == after
+
+
+def test_one_baseline_for_all_takes_the_seats_luck_for_skill() -> None:
+    """In self-play the seats' returns cancel, so it stays near 0, whoever has the better of it."""
+    kept: dict[Any, float] = {}
+    for _ in range(200):
+        sides = [side("nim", 0, 1.0), side("nim", 1, -1.0)]
+        advantages, kept = shared_advantages(sides, kept, 0.9)
+    assert [*kept] == [(0, "all", 0)]
+    assert advantages == pytest.approx([1.0, -1.0], abs=0.1)
 
 
 def test_a_seat_that_always_wins_ends_without_advantage() -> None:

@@ -1,6 +1,6 @@
 """The experiments of the lessons, by name: what `posttrain run` can run."""
 
-from posttrain.lab.arms import distillation, dpo, rlhf, rlvr, sdft, sft
+from posttrain.lab.arms import distillation, dpo, marl, rlhf, rlvr, sdft, sft
 
 EXPERIMENTS = {
     "sft": sft.EXPERIMENT,
@@ -9,4 +9,5 @@ EXPERIMENTS = {
     "distillation": distillation.EXPERIMENT,
     "rlhf": rlhf.EXPERIMENT,
     "sdft": sdft.EXPERIMENT,
+    "marl": marl.EXPERIMENT,
 }

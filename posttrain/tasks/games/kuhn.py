@@ -12,7 +12,8 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyspiel
 
@@ -79,9 +80,47 @@ def exploitability(bets: Mapping[str, float]) -> float:
     Raises:
         ValueError: a text is missing, or a probability is none.
     """
-    # Imported here: it takes a third of a second, and only this needs it.
-    from open_spiel.python import policy
+    # Imported here: it takes a third of a second, and only this and `value` need it.
     from open_spiel.python.algorithms import exploitability as algorithm
+
+    return float(algorithm.exploitability(_game(), _tabular(bets)))
+
+
+def value(first: Mapping[str, float], second: Mapping[str, float]) -> float:
+    """Chips per game that a strategy in the first seat wins from one in the second, exactly.
+
+    Both as in `exploitability`, which says what is raised.
+    """
+    from open_spiel.python.algorithms import expected_game_score as algorithm
+
+    tables = [_tabular(first), _tabular(second)]
+    return float(algorithm.policy_value(_game().new_initial_state(), tables)[0])
+
+
+def mixture(strategies: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The strategy of who plays each game by one of several, drawn at random: what fictitious play
+    converges with (Brown 1951, "Iterative solution of games by fictitious play").
+
+    Who is asked again after a pass has passed, so there each counts by how often it passes.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not strategies:
+        raise ValueError("a mixture needs a strategy at least")
+    mean: dict[str, float] = {}
+    for text in TEXTS:
+        card, history = _read(text)
+        opening = _tell(f"{CARDS.index(card)}")
+        weights = [1 - bets[opening] if history == "pb" else 1.0 for bets in strategies]
+        total = sum(weights) or 1.0  # if nobody passes, nobody is asked
+        mean[text] = sum(w * s[text] for w, s in zip(weights, strategies, strict=True)) / total
+    return mean
+
+
+def _tabular(bets: Mapping[str, float]) -> Any:
+    """A strategy as open_spiel has it."""
+    from open_spiel.python import policy
 
     missing = [text for text in TEXTS if text not in bets]
     if missing:
@@ -93,7 +132,7 @@ def exploitability(bets: Mapping[str, float]) -> float:
     for information, row in table.state_lookup.items():
         p = bets[_tell(information)]
         table.action_probability_array[row] = (1 - p, p)
-    return float(algorithm.exploitability(_game(), table))
+    return table
 
 
 class KuhnPoker:
