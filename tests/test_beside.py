@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -79,7 +80,7 @@ def test_the_end_is_the_mean_of_the_last_tenth_where_there_is_a_value() -> None:
 def test_arms_of_an_experiment_are_columns_with_their_intervals(tmp_path: Path) -> None:
     ledger = Ledger(optimizer_steps=3, trained_tokens=10)
     runs = [{"seed": s, "metrics": {"x": 0.5}, "ledger": ledger.to_json()} for s in (0, 1)]
-    arms = {
+    arms: dict[str, dict[str, Any]] = {
         "one": {"runs": runs, "summary": {"x": {"value": 0.5, "low": 0.25, "high": 0.75}}},
         "two": {"runs": runs[:1], "summary": {}},
     }

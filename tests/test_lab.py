@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tinker
+from tinker.types.billing_usage_response import CheckpointBillingEvent, StorageBillingEvent
 from transformers import AutoTokenizer
 
 from posttrain.connect import shipped_models
@@ -62,8 +63,9 @@ def billed(service: tinker.ServiceClient) -> Tokens:
     )
     counts: Counter[str] = Counter()
     for event in found.result().data:
-        if event.event_info.type != "checkpoint":
-            counts[event.event_info.type] += event.event_info.token_count
+        info = event.event_info
+        if not isinstance(info, CheckpointBillingEvent | StorageBillingEvent):
+            counts[info.type] += info.token_count
     return Tokens(counts["sampling_prefill"], counts["sampling_sample"], counts["training"])
 
 

@@ -224,8 +224,8 @@ practise("self-play", cfg)
 # %% [markdown]
 # ### The control at equal budget: an opponent that never changes
 #
-# As many games, in as many steps, against a player who moves at random. Against others only one side
-# of each game is ours, so half as many moves are trained on: that is the price of an opponent.
+# As many games, in as many steps, against a player who moves at random. Against others only one
+# side of each game is ours, so half as many moves are trained on: that is the price of an opponent.
 # (Against best play, which nobody has where self-play is needed, see `results.json`.)
 
 # %%
