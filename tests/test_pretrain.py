@@ -19,11 +19,9 @@ from tools.pretrain import (
     batches,
     export,
     first_weights,
-    loss_of,
     pretrain,
     tokenizer_of,
     train_tokenizer,
-    weights_of,
 )
 from tools.recipe import Phase, Recipe
 
@@ -237,7 +235,7 @@ def test_single_questions_can_be_asked_in_the_chat_format() -> None:
     assert changed > 80  # of about 150 documents of math problems, those with a single one
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("judge", 2e6, 3e6), ("teacher", 4e6, 12e6)])
+@pytest.mark.parametrize(("name", "least", "most"), [("judge", 4e6, 12e6), ("teacher", 4e6, 12e6)])
 def test_the_shipped_recipes_can_be_trained(name: str, least: float, most: float) -> None:
     folder = ROOT / "models" / name
     recipe = Recipe.load(folder / "recipe.json")
@@ -246,28 +244,3 @@ def test_the_shipped_recipes_can_be_trained(name: str, least: float, most: float
     assert least <= sum(p.numel() for p in decoder.parameters()) <= most
     batch = next(batches(recipe, tokenizer, 0))
     assert (batch != tokenizer.pad_token_id).float().mean() > 0.9
-
-
-def test_what_an_assistant_says_counts_in_full_and_padding_nothing() -> None:
-    names = {"<|pad|>": 0, "<|endoftext|>": 1, "<|user|>": 2, "<|assistant|>": 3, "<|end|>": 4}
-    pad, text_end, user, assistant, end = names.values()
-    chat = [user, 10, end, assistant, 20, 21, end, text_end]
-    batch = torch.tensor([[*chat, 30, 31, text_end, pad], [*chat[:7], *chat[:5]]])
-    low = 0.25
-    expected = torch.tensor([
-        [low, low, low, 1, 1, 1, low, low, low, low, 0],
-        [low, low, low, 1, 1, 1, low, low, low, low, 1],
-    ])  # fmt: skip
-    torch.testing.assert_close(weights_of(batch, names, low), expected)
-    real = (batch[:, 1:] != pad).float()
-    torch.testing.assert_close(weights_of(batch, names, 1.0), real)
-
-
-def test_the_loss_is_the_weighted_mean() -> None:
-    torch.manual_seed(0)
-    decoder = Decoder(TOY.decoder_config(50))
-    batch, weights = torch.randint(0, 50, (3, 21)), torch.rand(3, 20)
-    logprobs = decoder.logits(decoder(batch[:, :-1])).double().log_softmax(-1)
-    told = -logprobs.gather(-1, batch[:, 1:, None])[..., 0]
-    expected = (told * weights).sum() / weights.sum()
-    assert loss_of(decoder, batch, weights).item() == pytest.approx(expected.item(), rel=5e-3)

@@ -175,25 +175,11 @@ def initialise(decoder: Decoder, seed: int) -> None:
             torch.nn.init.normal_(parameter, std=0.02 / deep, generator=generator)
 
 
-def weights_of(batch: Tensor, vocabulary: Mapping[str, int], question_weight: float) -> Tensor:
-    """What each target of `(rows, length + 1)` counts, `(rows, length)`: nothing for padding, 1 for
-    what an assistant says and for its end, `question_weight` for all else."""
-    read, targets = batch[:, :-1], batch[:, 1:]
-    places = torch.arange(read.shape[1])
-    opened, closed = (
-        torch.where(read == vocabulary[token], places, -1).cummax(1).values
-        for token in ("<|assistant|>", "<|end|>")
-    )
-    weights = torch.where(opened > closed, 1.0, question_weight)
-    return weights * (targets != vocabulary["<|pad|>"])
-
-
-def loss_of(decoder: Decoder, batch: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of cross-entropy, nats per token, in bfloat16 where matrices multiply."""
+def loss_of(decoder: Decoder, batch: Tensor, pad: int) -> Tensor:
+    """Mean cross-entropy in nats per real token, in bfloat16 where matrices multiply."""
     with torch.autocast(batch.device.type, dtype=torch.bfloat16):
         logits = decoder.logits(decoder(batch[:, :-1]))
-    losses = cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
-    return (losses * weights.flatten()).sum() / weights.sum()
+    return cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), ignore_index=pad)
 
 
 def pretrain(
@@ -206,7 +192,7 @@ def pretrain(
     """
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_of(recipe, folder)
-    vocabulary = tokenizer.get_vocab()
+    pad = tokenizer.pad_token_id
     device = "cuda" if torch.cuda.is_available() else "cpu"
     decoder = first_weights(recipe, folder, len(tokenizer)).to(device)
     matrices = [p for p in decoder.parameters() if p.dim() == 2]
@@ -226,21 +212,20 @@ def pretrain(
         optimizer.load_state_dict(saved["optimizer"])
         step, tokens, seconds = saved["step"], saved["tokens"], saved["seconds"]
         print(f"resuming at step {step} of {recipe.steps}", flush=True)
-    compute: Callable[[Decoder, Tensor, Tensor], Tensor] = loss_of
+    compute: Callable[[Decoder, Tensor, int], Tensor] = loss_of
     if compiled:
         compute = torch.compile(loss_of, dynamic=False)  # once for each phase
     clock = time.perf_counter()
     for batch in batches(recipe, tokenizer, step):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
-        weights = weights_of(batch, vocabulary, recipe.phase(step)[0].question_weight)
-        loss = compute(decoder, batch.to(device), weights.to(device))
+        loss = compute(decoder, batch.to(device), pad)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
-        tokens += int((batch[:, 1:] != vocabulary["<|pad|>"]).sum())
+        tokens += int((batch[:, 1:] != pad).sum())
         if step % 20 == 0 or step == recipe.steps:
             seconds += time.perf_counter() - clock
             clock = time.perf_counter()

@@ -21,7 +21,6 @@ class Phase:
     learning_rate: float = 3e-3
     warmup: int = 60  # steps
     mixture: Mixture = field(default_factory=Mixture)
-    question_weight: float = 1.0  # of a token that no assistant wrote; theirs have 1
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then a cosine down to a twentieth."""
