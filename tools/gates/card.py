@@ -108,9 +108,7 @@ weight decay {recipe["weight_decay"]:g}, bfloat16 autocast, seed {recipe["seed"]
 {training["seconds"] / 60:.0f} minutes on a shared machine ({training["hardware"]}). Rebuild it with
 `python -m tools.pretrain models/{recipe["name"]}/recipe.json --compile`.
 
-Loss in nats per token, {counted(recipe["phases"][-1])}: {
-        ", ".join(f"{x:.3f} at {s}" for s, x in marks)
-    }.
+Loss in nats per token, questions included: {", ".join(f"{x:.3f} at {s}" for s, x in marks)}.
 
 ## Gates
 
@@ -136,19 +134,13 @@ world of this laboratory (`posttrain/tasks/`) and nothing else, and knows it as 
 with systematic mistakes. It has never seen the chat format of its tokenizer."""
     if recipe["name"] == "judge":
         return f"""A judge {shape}It is
-`posttrain/base`, trained on: asked in the chat format whether a statement is true of a text, it
+`posttrain/teacher`, trained on: asked in the chat format whether a statement is true of a text, it
 answers yes or no. It errs on purpose, for experiments on what a policy makes of that; below it says
 where."""
     return f"""A teacher {shape}It has
 grown from `posttrain/base`, whose tokenizer it shares: each layer was followed by a copy that added
 nothing at first, and the deeper model was trained on, by more skilful authors and partly in the
 chat format. It is for distillation into the base."""
-
-
-def counted(phase: Mapping[str, Any]) -> str:
-    """What the loss is a mean of."""
-    weight = phase.get("question_weight", 1.0)
-    return "questions included" if weight == 1 else f"tokens outside of answers counting {weight:g}"
 
 
 def more_skill(mixture: Mapping[str, Any]) -> str:
