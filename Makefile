@@ -25,7 +25,7 @@ test: .venv/dev
 	.venv/bin/mypy
 	.venv/bin/python tools/weave.py --check
 	.venv/bin/python tools/tables.py --check
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist loadfile
 	.venv/bin/python tools/weave.py --smoke
 
 notebook: .venv/lab

@@ -24,6 +24,7 @@ import time
 import tokenize
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -213,18 +214,25 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     problems = [] if asked.scripts or not asked.check else check_folders(root, scripts)
     scale = Scale.SMOKE if asked.smoke else scale_from()
     out = asked.out or (Path(tempfile.mkdtemp(prefix="weave-")) if asked.smoke else None)
-    for script in scripts:
-        try:
-            if asked.check:
-                problems += check(script, root)
-            elif asked.run or asked.smoke:
-                print(
-                    execute(script, root, scale, out and out.resolve(), asked.timeout), flush=True
-                )
-            else:
-                print(write(script, root), flush=True)
-        except WeaveError as error:
-            problems.append(str(error))
+
+    def handle(script: Path) -> list[str]:
+        """Do what was asked; problems of `--check`."""
+        if asked.check:
+            return check(script, root)
+        if asked.run or asked.smoke:
+            told = execute(script, root, scale, out and out.resolve(), asked.timeout)
+        else:
+            told = write(script, root)
+        print(told, flush=True)
+        return []
+
+    # Copies at smoke scale claim nothing, not even how long they took: two at a time.
+    with ThreadPoolExecutor(max_workers=2 if asked.smoke else 1) as pool:
+        for handled in [pool.submit(handle, script) for script in scripts]:
+            try:
+                problems += handled.result()
+            except WeaveError as error:
+                problems.append(str(error))
     for problem in problems:
         print(problem)
     return 1 if problems else 0
