@@ -11,14 +11,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.connect import shipped_models
 from posttrain.evals import evaluate
+from posttrain.methods.rubric_judges import language_judge
 from posttrain.stats import Estimate
 from posttrain.tasks import math
-from tools.gates import teacher
+from tools.gates import judge, teacher
 from tools.gates.card import card
 from tools.gates.gate import Gate
 from tools.gates.groups import GATES, GROUPS
 
-BASE, TEACHER = (shipped_models()[f"posttrain/{name}"] for name in ("base", "teacher"))
+BASE, TEACHER, JUDGE = (
+    shipped_models()[f"posttrain/{name}"] for name in ("base", "teacher", "judge")
+)
 N = 16  # items of each task; enough to contradict a verdict that is plainly wrong
 
 
@@ -59,8 +62,8 @@ def written(directory: Path, name: str) -> Any:
 
 @pytest.mark.parametrize(
     ("directory", "least", "most"),
-    [(BASE, 1e6, 4e6), (TEACHER, 4e6, 12e6)],
-    ids=["base", "teacher"],
+    [(BASE, 1e6, 4e6), (TEACHER, 4e6, 12e6), (JUDGE, 4e6, 12e6)],
+    ids=["base", "teacher", "judge"],
 )
 def test_it_is_a_hugging_face_model_of_its_size(directory: Path, least: float, most: float) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory)
@@ -75,12 +78,18 @@ def test_it_is_a_hugging_face_model_of_its_size(directory: Path, least: float, m
 
 
 @pytest.mark.parametrize(
-    ("directory", "gates"), [(BASE, GATES), (TEACHER, teacher.GATES)], ids=["base", "teacher"]
+    ("directory", "gates"),
+    [(BASE, GATES), (TEACHER, teacher.GATES), (JUDGE, judge.GATES)],
+    ids=["base", "teacher", "judge"],
 )
 def test_the_card_is_what_the_files_say(directory: Path, gates: dict[str, Gate]) -> None:
     """And that the teacher is better at every task than the base, with the exceptions it names."""
     training, found = (written(directory, name) for name in ("training.json", "gates.json"))
-    extra = teacher.beside(TEACHER, BASE) if directory == TEACHER else ""
+    extra = ""
+    if directory == TEACHER:
+        extra = teacher.beside(TEACHER, BASE)
+    if directory == JUDGE:
+        extra = judge.section(written(JUDGE, judge.FOUND))
     assert (directory / "README.md").read_text() == card(training, gates, found, extra)
 
 
@@ -89,9 +98,10 @@ def test_the_shipped_models_are_small_together() -> None:
     assert sum(sizes) < 60e6
 
 
-def test_the_teacher_shares_the_layout_of_the_base() -> None:
+@pytest.mark.parametrize("directory", [TEACHER, JUDGE], ids=["teacher", "judge"])
+def test_all_share_the_layout_of_the_base(directory: Path) -> None:
     for name in ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
-        assert (TEACHER / name).read_text() == (BASE / name).read_text()
+        assert (directory / name).read_text() == (BASE / name).read_text()
 
 
 def test_the_teacher_meets_its_gates(base_service: tinker.ServiceClient) -> None:
@@ -108,3 +118,23 @@ def test_the_teacher_meets_its_gates(base_service: tinker.ServiceClient) -> None
     assert teacher.GATES["well-formed in chat"].met(score.well_formed)
     again = teacher.calibration(TEACHER).value
     assert again == pytest.approx(recorded["calibration"]["value"], abs=1e-4)
+
+
+def test_the_judge_errs_as_its_card_says(base_service: tinker.ServiceClient) -> None:
+    """Agreement on fewer judgements, of another seed."""
+    recorded = written(JUDGE, "gates.json")["gates"]
+    assert recorded.keys() == judge.GATES.keys()
+    for name, row in recorded.items():
+        gate = judge.GATES[name]
+        assert (row["least"], row["most"]) == (gate.least, gate.most)
+        assert row["met"] == gate.met(row["value"]) == ("reason" not in row)
+    model, base = (
+        base_service.create_sampling_client(base_model=f"posttrain/{name}").result()
+        for name in ("judge", "base")
+    )
+    values, tables = judge.measure(language_judge(base.get_tokenizer(), model), base, 400, seed=1)
+    for name, again in values.items():
+        row = recorded[name]
+        width = (again.high - again.low + row["high"] - row["low"]) / 2
+        assert abs(again.value - row["value"]) <= max(2 * width, 0.02)
+    assert tables["tricks"]["nothing"].false_credit > 0  # imperfect, on purpose

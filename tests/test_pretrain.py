@@ -14,7 +14,7 @@ from posttrain.engine.model import Decoder
 from posttrain.tasks import math, rubrics, stories
 from posttrain.tasks.games import game_of, read_move
 from posttrain.tasks.gold import gold
-from tools.corpus import LENGTHS, SEPARATOR, Mixture, documents
+from tools.corpus import INTERVIEW, LENGTHS, SEPARATOR, Mixture, documents
 from tools.pretrain import (
     batches,
     export,
@@ -163,6 +163,17 @@ def test_judgements_are_the_exact_ones() -> None:
         verdict = rubrics.check(example.criterion, example.item, example.text)
         assert text.endswith(f"{example.criterion.text}?\nAnswer: {'yes' if verdict else 'no'}")
     assert sum(text.endswith("yes") for text in texts) / 200 == pytest.approx(0.5, abs=0.1)
+
+
+def test_interviews_are_conversations_about_one_text() -> None:
+    texts = list(islice(documents(6, Mixture({"interviews": 1.0})), 50))
+    for i, text in enumerate(texts):
+        found = rubrics.interview("train", i, INTERVIEW, seed=6)
+        turns = [turn.removeprefix("<|user|> ") for turn in text.split("<|end|>")]
+        assert turns.pop() == ""
+        assert turns[0] == found[0].prompt
+        assert turns[2::2] == [rubrics.judge_question(j.criterion) for j in found[1:]]
+        assert turns[1::2] == [f"<|assistant|> {j.answer}" for j in found]
 
 
 def test_a_judge_goes_on_from_a_base_with_the_same_tokenizer(tmp_path: Path) -> None:

@@ -241,6 +241,22 @@ def test_judging_examples_are_right_balanced_and_of_all_kinds() -> None:
     assert stats.binomtest(compounds.total(), n, rubrics.COMPOUND).pvalue > 0.001
 
 
+def test_an_interview_begins_with_the_judgement_and_stays_with_its_text() -> None:
+    yes = Counter[bool]()
+    for i in range(300):
+        first, *others = found = rubrics.interview("train", i, 8)
+        assert first == rubrics.judgement("train", i)
+        assert found == rubrics.interview("train", i, 8)
+        assert len({judgement.prompt for judgement in found}) == len(found) <= 8
+        for other in others:
+            assert (other.item, other.text) == (first.item, first.text)
+            assert other.verdict == rubrics.check(other.criterion, other.item, other.text)
+            assert all("{}" in condition.kind.value for condition in other.criterion.conditions)
+            yes[other.verdict] += 1
+    assert yes.total() > 4 * 300
+    assert 0.35 < yes[True] / yes.total() < 0.55  # what holds is sometimes not found
+
+
 def test_judged_items_are_of_the_split() -> None:
     for i in range(40):
         item = rubrics.judgement("test", i).item

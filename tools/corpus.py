@@ -6,7 +6,7 @@ ways: on a step where a misconception applies, the usual answer is wrong. Some a
 Only items of training splits are used, and math problems of up to six steps.
 
 A base model never meets the chat format. A teacher does, and learns from more skilful authors; a
-judge learns from judgements. See `Mixture.chat`, `Mixture.skilled` and `judgement_documents`.
+judge learns from judgements. See `Mixture.chat`, `Mixture.skilled` and `interview_documents`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from posttrain.tasks.games import corpus as games_corpus
 
 LENGTHS = (0.26, 0.22, 0.17, 0.15, 0.10, 0.10)  # shares of problems with 1, 2, ... 6 steps
 OCTAL = 0.06  # of documents of math problems are in base 8
+INTERVIEW = 8  # questions about one text
 GAPS = 0.15  # of people who show their work explain it badly, as `explanations.person` does
 
 
@@ -141,6 +142,16 @@ def judgement_documents(seed: int, mixture: Mixture) -> Iterator[str]:
         yield block(example.prompt, example.answer)
 
 
+def interview_documents(seed: int, mixture: Mixture) -> Iterator[str]:
+    """A text with several criteria, one after the other, in the chat format: of single judgements
+    a hundredth of the tokens are verdicts, of these a tenth."""
+    for i in itertools.count():
+        first, *others = rubrics.interview(math.Split.TRAIN, i, INTERVIEW, seed=seed)
+        turns = [(first.prompt, first.answer)]
+        turns += [(rubrics.judge_question(other.criterion), other.answer) for other in others]
+        yield "".join(in_chat(block(question, answer)) for question, answer in turns)
+
+
 CHATTED = ("math", "stories", "code", "judgements")
 TOOL_FLAWS = ("never", "always", "malformed", "careless")
 WRITERS: dict[str, Callable[[int, Mixture], Iterator[str]]] = {
@@ -151,6 +162,7 @@ WRITERS: dict[str, Callable[[int, Mixture], Iterator[str]]] = {
     "tools": tool_documents,
     "code": code_documents,
     "judgements": judgement_documents,
+    "interviews": interview_documents,
 }
 
 

@@ -51,12 +51,10 @@ from posttrain.connect import connect
 from posttrain.divergences import kl_q_p, with_tail
 from posttrain.evals import longest, side_by_side
 from posttrain.lab.arms.distillation import (
-    OFF_POLICY,
-    SOFT,
+    budget_of,
     cold_start_config,
     distillation_config,
     teacher_of,
-    within,
 )
 from posttrain.lab.lengths import by_length, held_out, scores_of
 from posttrain.lab.worlds import world_of
@@ -68,6 +66,7 @@ from posttrain.methods.distillation import (
     students_texts,
     teachers_texts,
     train,
+    until_spent,
 )
 from posttrain.plots import before_after, curves
 from posttrain.progress import progress
@@ -153,13 +152,13 @@ for name, found in scores.items():
 from posttrain.methods.distillation import Collected, collect
 
 # %%
-budget = distillation_config(world, seed=0, rate=3e-3)
-steps = within(budget, world, tokenizer, OFF_POLICY)
-cfg = replace(budget, steps=steps)
-asked = Questions(world.train[: steps * cfg.prompts])
-every = collect(teacher, asked, cfg)
-right = collect(teacher, asked, cfg, keep=lambda item, text: item.grade(text.text).correct)
-print(f"{len(every.texts)} texts of {every.sampled_tokens:,} tokens; {len(right.texts)} are right")
+cfg = distillation_config(world, seed=0, rate=3e-3)
+budget, asked = budget_of(cfg, world, tokenizer), Questions(world.train)
+every = collect(teacher, asked, cfg, budget=budget)
+cfg = replace(cfg, steps=-(-every.written // (cfg.prompts * cfg.group_size)))
+by_prompt = {tuple(asked.layout(tokenizer, item.question)): item for item in world.train}
+right = [t for t in every.texts if by_prompt[tuple(t.prompt)].grade(t.text).correct]
+print(f"{every.written} texts of {every.sampled_tokens:,} tokens; {len(right)} are right")
 print(tokenizer.decode(every.texts[0].prompt), every.texts[0].text)
 
 # %% [markdown]
@@ -201,15 +200,18 @@ def practise(label, steps, total, watch):
     return history, trained
 
 
-def distil(label, cfg, **variant):
+def distil(label, **variant):
     """`practise` with distillation."""
-    loop = partial(train, teacher=teacher, questions=asked, cfg=cfg, **variant)
-    return practise(label, loop, cfg.steps, ["divergence", "length"])
+
+    def steps(policy):
+        return until_spent(train(policy, teacher, asked, cfg, **variant), budget)
+
+    return practise(label, steps, cfg.steps, ["divergence", "length"])
 
 
 histories, policies = {}, {}
 histories["hard"], policies["hard"] = distil(
-    "hard", cfg, texts=given(every.texts), objective=sampled_kl_q_p
+    "hard", texts=given(every.texts), objective=sampled_kl_q_p
 )
 
 # %% [markdown]
@@ -232,13 +234,10 @@ practise("more SFT", partial(sft.train, demonstrations=world.demonstrations, cfg
 
 # %%
 histories["filtered"], policies["filtered"] = distil(
-    "filtered", cfg, texts=given(right.texts), objective=sampled_kl_q_p
+    "filtered", texts=given(right), objective=sampled_kl_q_p
 )
-fewer = replace(cfg, steps=within(budget, world, tokenizer, SOFT))
-histories["soft"], policies["soft"] = distil(
-    "soft", fewer, texts=teachers_texts, objective=soft_kl_q_p
-)
-print(f"hard {cfg.steps} steps, soft {fewer.steps} steps")
+histories["soft"], policies["soft"] = distil("soft", texts=teachers_texts, objective=soft_kl_q_p)
+print(f"hard {cfg.steps} steps, soft {len(histories['soft'])} steps")
 
 # %% [markdown]
 # ## Results
@@ -293,7 +292,7 @@ def apart(policy, author):
 
 few = every.texts[: max(2, len(every.texts) // 20)]
 histories["few texts"], policies["few texts"] = distil(
-    "few texts", cfg, texts=given(few), objective=sampled_kl_q_p
+    "few texts", texts=given(few), objective=sampled_kl_q_p
 )
 print(f"few texts: {scores['few texts']['usual']}")
 for name in ("hard", "few texts"):

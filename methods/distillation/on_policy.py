@@ -55,6 +55,8 @@ from posttrain.lab.arms.distillation import (
     OFF_POLICY,
     ON_POLICY,
     REVERSE,
+    TOP_K,
+    budget_of,
     cold_start_config,
     distillation_config,
     teacher_of,
@@ -64,7 +66,6 @@ from posttrain.lab.lengths import by_length, held_out, scores_of
 from posttrain.lab.worlds import world_of
 from posttrain.methods import sft
 from posttrain.methods.distillation import Questions, check_teacher, students_texts
-from posttrain.methods.objectives import on_students_top
 from posttrain.plots import before_after, curves, token_mask
 from posttrain.progress import progress
 from posttrain.scale import pick, scale_from
@@ -158,7 +159,7 @@ token_mask(
 # ### The loop
 
 # %% tags=["inline"]
-from posttrain.methods.distillation import Config, submit, text_metrics, train
+from posttrain.methods.distillation import Config, submit, text_metrics, train, until_spent
 
 # %% [markdown]
 # ### A check before training
@@ -177,22 +178,29 @@ assert abs(own["divergence"]) < 1e-3
 
 
 # %%
-def distil(label, cfg, origin=checkpoint, **variant):
-    """Train from a checkpoint; keep the metrics, and the scores of the policy."""
+budget = budget_of(cfg, world, tokenizer)  # teacher tokens
+histories: dict[str, list[dict[str, float]]] = {}
+policies: dict[str, tinker.SamplingClient] = {}
+
+
+def distil(label, cell, rate, origin=checkpoint, share=1.0):
+    """Train from a checkpoint until the teacher has spent a share of the budget."""
     policy = service.create_training_client_from_state(origin).result()
-    history, spent = [], 0.0
-    with progress(label, 0, cfg.steps, ["divergence", "entropy", "length"]) as show:
-        for step, metrics in enumerate(train(policy, teacher, questions, cfg, **variant), 1):
+    steps = within(cfg, world, tokenizer, cell)
+    own = replace(cfg, learning_rate=rate, steps=2 * steps)
+    loop = train(policy, teacher, questions, own, texts=cell.texts, objective=cell.objective)
+    histories[label], spent = [], 0.0
+    with progress(label, 0, round(share * steps), ["divergence", "entropy", "length"]) as show:
+        for step, metrics in enumerate(until_spent(loop, share * budget), 1):
             spent += metrics["teacher_tokens"]
-            history.append({"step": step, "teacher tokens": spent, **metrics})
+            histories[label].append({"step": step, **metrics})
             show(step, metrics)
-    trained = policy.save_weights_and_get_sampling_client().result()
-    scores[label] = measure(trained)
-    return history, trained
+    policies[label] = policy.save_weights_and_get_sampling_client().result()
+    scores[label] = measure(policies[label])
+    print(f"{label}: {step} steps, {spent:,.0f} teacher tokens; {scores[label]['usual']}")
 
 
-histories, policies = {}, {}
-histories["on-policy"], policies["on-policy"] = distil("on-policy", cfg)
+distil("on-policy", ON_POLICY, rate=1e-3)
 
 # %% [markdown]
 # ### The control: off-policy, at equal teacher tokens
@@ -201,13 +209,7 @@ histories["on-policy"], policies["on-policy"] = distil("on-policy", cfg)
 # one that it scores, and here it does not have to score any. So the control may take more steps.
 
 # %%
-control = distillation_config(world, seed=0, rate=3e-3)
-control = replace(control, steps=within(control, world, tokenizer, OFF_POLICY))
-histories["off-policy"], policies["off-policy"] = distil(
-    "off-policy", control, texts=OFF_POLICY.texts, objective=OFF_POLICY.objective
-)
-for name, history in histories.items():
-    print(f"{name}: {len(history)} steps, {history[-1]['teacher tokens']:,.0f} teacher tokens")
+distil("off-policy", OFF_POLICY, rate=3e-3)
 
 # %% [markdown]
 # ## Results
@@ -266,14 +268,8 @@ curves({"on-policy": [histories["on-policy"]]}, "entropy",
 # $\mathrm{KL}(q\,\|\,p)$, keeps more entropy than who only avoids what the teacher avoids.
 
 # %%
-half = replace(cfg, steps=max(1, cfg.steps // 2))
-for name, cell, rate in (("as DAgger", DAGGER, 3e-3), ("fourth cell", REVERSE, 1e-3)):
-    steps = within(half, world, tokenizer, cell)
-    histories[name], policies[name] = distil(
-        name, replace(half, steps=steps, learning_rate=rate),
-        texts=cell.texts, objective=cell.objective,
-    )  # fmt: skip
-    print(f"{name}: {scores[name]['usual']}")
+distil("as DAgger", DAGGER, rate=3e-3, share=0.5)
+distil("fourth cell", REVERSE, rate=1e-3, share=0.5)
 
 # %% [markdown]
 # ### Another estimate: pass another function
@@ -284,10 +280,10 @@ for name, cell, rate in (("as DAgger", DAGGER, 3e-3), ("fourth cell", REVERSE, 1
 # teacher's tokens (`on_teachers_top`) this is GKD.
 
 # %%
-histories["top 20"], policies["top 20"] = distil("top 20", half, objective=on_students_top)
-print(f"top 20: {scores['top 20']['usual']}")
+distil("top 20", TOP_K, rate=1e-3, share=0.5)
 curves(
-    {"one token": [histories["on-policy"][: half.steps]], "top 20": [histories["top 20"]]},
+    {"one token": [histories["on-policy"][: len(histories["top 20"])]],
+     "top 20": [histories["top 20"]]},
     "divergence", title="KL(p || q) on the student's texts", ylabel="nats per token",
 )  # fmt: skip
 
@@ -311,16 +307,8 @@ print(f"KL(p || q) {kl_p_q(p, q).item():.3f}, on two tokens, renormalised: {cut:
 # %%
 raw = service.create_lora_training_client(world.model, rank=world.rank, seed=0).result()
 bare = raw.save_state("on-policy-lesson-bare", overwrite=True).result().path
-for name, cell, rate in (
-    ("bare, on-policy", ON_POLICY, 1e-3),
-    ("bare, off-policy", OFF_POLICY, 3e-3),
-):
-    steps = within(half, world, tokenizer, cell)
-    histories[name], policies[name] = distil(
-        name, replace(half, steps=steps, learning_rate=rate), origin=bare,
-        texts=cell.texts, objective=cell.objective,
-    )  # fmt: skip
-    print(f"{name}: {scores[name]['usual']}")
+distil("bare, on-policy", ON_POLICY, rate=1e-3, origin=bare, share=0.5)
+distil("bare, off-policy", OFF_POLICY, rate=3e-3, origin=bare, share=0.5)
 
 # %% [markdown]
 # ## Key observations

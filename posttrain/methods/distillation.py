@@ -27,7 +27,7 @@ Teacher and student must read the same tokens. That is checked before the first 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -157,7 +157,8 @@ class Collected:
     """A data set of the teacher's texts, and what it cost the teacher."""
 
     texts: list[Text]
-    sampled_tokens: int  # tokens written, those of texts that were left out included
+    written: int  # texts, those that were left out included
+    sampled_tokens: int  # in all of them
     scored_tokens: int  # positions computed to keep the likeliest tokens
 
 
@@ -168,6 +169,7 @@ def collect(
     *,
     keep: Callable[[Any, Text], bool] = lambda item, text: text.finished,
     top: int = 0,
+    budget: int | None = None,
 ) -> Collected:
     """G texts of the teacher to every question, once, for `given`.
 
@@ -175,22 +177,46 @@ def collect(
         keep: which to keep, of (item, text): all that end by themselves, unless said otherwise.
         top: how many of the teacher's likeliest tokens to keep at each place, for soft targets
             that are asked for only once; 0 for none.
+        budget: tokens. Once so many are written, no further question is asked; without a budget
+            all are asked at once.
 
     Raises:
         ValueError: not one text was kept.
     """
     n = len(questions.items)
-    texts = write(teacher, questions, range(n), cfg, 0, "teacher")
-    sampled = sum(len(text.tokens) for text in texts)
+    size = n if budget is None else cfg.prompts
+    texts: list[Text] = []
+    sampled = 0
+    for step, first in enumerate(range(0, n, size)):
+        if budget is not None and sampled >= budget:
+            break
+        part = range(first, min(first + size, n))
+        texts += (new := write(teacher, questions, part, cfg, step, "teacher"))
+        sampled += sum(len(text.tokens) for text in new)
     items = (item for item in questions.items for _ in range(cfg.group_size))
-    kept = [text for item, text in zip(items, texts, strict=True) if keep(item, text)]
+    # The questions may be more than the budget had tokens for.
+    kept = [text for item, text in zip(items, texts, strict=False) if keep(item, text)]
     if not kept:
         raise ValueError(f"not one of the teacher's {len(texts)} texts was kept: nothing to learn")
     if not top:
-        return Collected(kept, sampled, 0)
+        return Collected(kept, len(texts), sampled, 0)
     rows, scored = teachers_top(teacher, kept, top)
     whole = [replace(text, top=row) for text, row in zip(kept, rows, strict=True)]
-    return Collected(whole, sampled, scored)
+    return Collected(whole, len(texts), sampled, scored)
+
+
+def until_spent(
+    steps: Iterable[dict[str, float]], budget: float, spent: float = 0.0
+) -> Iterator[dict[str, float]]:
+    """The steps of `train` up to the one at which the teacher has spent `budget` tokens, `spent`
+    of them before. So cells of the table end at equal cost, however long their texts become."""
+    if spent >= budget:
+        return
+    for metrics in steps:
+        spent += metrics["teacher_tokens"]
+        yield metrics
+        if spent >= budget:
+            return
 
 
 def train(

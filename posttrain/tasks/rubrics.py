@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from posttrain.tasks import math
@@ -153,7 +153,11 @@ def _steps(problem: math.MathProblem) -> list[list[Condition]]:
 def judge_prompt(item: Item, criterion: Criterion, text: str) -> str:
     """What an LM judge reads, on one line; the answers are those of `VERDICTS`."""
     told = " ".join(text.split())
-    return f"Request: {item.question} Text: {told} Is it true that {criterion.text}?"
+    return f"Request: {item.question} Text: {told} {judge_question(criterion)}"
+
+
+def judge_question(criterion: Criterion) -> str:
+    return f"Is it true that {criterion.text}?"
 
 
 VERDICTS = {True: "yes", False: "no"}
@@ -198,6 +202,7 @@ VALUES = {  # what else they may be about
     Kind.SENTENCES: ("4", "5", "6", "7", "8"),
     Kind.EQUATIONS: ("1", "2", "3", "4", "5"),
 }
+PATIENCE = 10  # times that a fitting object is looked for
 COMPOUND = 1 / 3  # share of judgements over two conditions
 PARTIAL = ((True, False), (False, True), (False, False))  # the ways in which a compound fails
 
@@ -228,6 +233,31 @@ def judgement(split: math.Split | str, i: int, *, seed: int = 0) -> Judgement:
         conditions = tuple([condition for condition in found if condition is not None])
         if len(conditions) == len(kinds):
             return Judgement(item, _important(*conditions), text, verdict)
+
+
+def interview(split: math.Split | str, i: int, n: int, *, seed: int = 0) -> list[Judgement]:
+    """`judgement` i, and up to `n` - 1 different ones about the same text, half of them yes.
+
+    These others are of kinds that have an object: whether the others hold is a matter of the text,
+    and asked of every text they would mostly be answered in the same way.
+    """
+    first = judgement(split, i, seed=seed)
+    rng = seeded("interview", split, seed, i)
+    about_stories = isinstance(first.item, Request)
+    same: Iterable[Kind] = EXACT_OF_STORIES if about_stories else EXACT_OF_EXPLANATIONS
+    kinds = [kind for kind in same if "{}" in kind.value]
+    found = [first]
+    for _ in range(n - 1):
+        kind, verdict = pick(rng, kinds), rng.random() < 0.5
+        for _ in range(PATIENCE):
+            condition = _condition(kind, verdict, first.item, first.text, rng)
+            if condition is None:
+                continue
+            new = replace(first, criterion=_important(condition), verdict=verdict)
+            if new not in found:
+                found.append(new)
+                break
+    return found
 
 
 def _condition(

@@ -27,6 +27,7 @@ from posttrain.methods.distillation import (
     students_texts,
     teachers_texts,
     train,
+    until_spent,
 )
 from posttrain.methods.objectives import (
     Batch,
@@ -211,6 +212,22 @@ def test_a_collected_data_set_is_paid_once(
     assert all(by_prompt[tuple(t.prompt)].grade(t.text).correct for t in right.texts)
     with pytest.raises(ValueError, match="not one of the teacher's 16 texts was kept"):
         collect(teacher, QUESTIONS, SMALL, keep=lambda item, text: False)
+
+
+def test_a_budget_ends_asking(teacher: tinker.SamplingClient) -> None:
+    """Four questions are asked two at a time; texts of 12 tokens are cut off there."""
+    every = partial(collect, teacher, Questions(PROBLEMS[:4]), SMALL, keep=lambda i, t: True)
+    first, whole = every(budget=1), every(budget=10**6)
+    assert (first.written, whole.written) == (4, 8)
+    assert first.sampled_tokens == sum(len(text.tokens) for text in first.texts)
+    assert every(budget=first.sampled_tokens).written == 4
+    assert every(budget=first.sampled_tokens + 1).sampled_tokens == whole.sampled_tokens
+
+
+def test_training_ends_with_the_step_that_spends_the_budget() -> None:
+    steps = [{"teacher_tokens": 10.0, "step": float(step)} for step in range(5)]
+    for budget, spent, taken in ((25, 0, 3), (30, 0, 3), (30, 20, 1), (30, 30, 0), (99, 0, 5)):
+        assert list(until_spent(iter(steps), budget, spent)) == steps[:taken]
 
 
 def test_each_model_reads_its_own_prompt_and_the_layout_is_shared(

@@ -134,7 +134,7 @@ world of this laboratory (`posttrain/tasks/`) and nothing else, and knows it as 
 with systematic mistakes. It has never seen the chat format of its tokenizer."""
     if recipe["name"] == "judge":
         return f"""A judge {shape}It is
-`posttrain/base`, trained on: asked in the chat format whether a statement is true of a text, it
+`posttrain/teacher`, trained on: asked in the chat format whether a statement is true of a text, it
 answers yes or no. It errs on purpose, for experiments on what a policy makes of that; below it says
 where."""
     return f"""A teacher {shape}It has

@@ -1,12 +1,14 @@
 """The arms of the two lessons on distillation: whose texts, which divergence, at equal cost.
 
-All arms of a seed share the start, and have the same number of teacher tokens, written or scored:
-an arm whose teacher writes and scores takes fewer steps than one whose teacher does only one.
+All arms of a seed share the start, and end when the teacher has spent the same number of tokens,
+written or scored: with a teacher that writes and scores after fewer steps than with one that does
+only one of both.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,13 @@ from posttrain.lab.compare import (
 from posttrain.lab.stage import run_stage
 from posttrain.lab.worlds import World, parameters_of
 from posttrain.methods import distillation, objectives, sft
-from posttrain.methods.distillation import Questions, Texts, students_texts, teachers_texts
+from posttrain.methods.distillation import (
+    Questions,
+    Texts,
+    students_texts,
+    teachers_texts,
+    until_spent,
+)
 from posttrain.methods.objectives import (
     Objective,
     drawn_kl_p_q,
@@ -40,6 +48,7 @@ from posttrain.methods.objectives import (
     soft_kl_q_p,
 )
 from posttrain.rollouts import log_ratios, sample_answers
+from posttrain.runs import Metrics, Run
 from posttrain.scale import pick
 
 
@@ -79,10 +88,15 @@ def distillation_config(
     return at_rate(cfg, world, rate, full=full)
 
 
+def budget_of(cfg: distillation.Config, world: World, tokenizer: Any) -> int:
+    """Teacher tokens that `cfg` costs on-policy, with texts as long as worked solutions."""
+    return round(texts_of(cfg) * per_text(world, tokenizer, ON_POLICY))
+
+
 def within(cfg: distillation.Config, world: World, tokenizer: Any, cell: Cell) -> int:
-    """Steps of `cell` for the teacher tokens that `cfg` costs on-policy."""
-    cost = per_text(world, tokenizer, cell) / per_text(world, tokenizer, ON_POLICY)
-    return max(1, round(cfg.steps / cost))
+    """Steps of `cell` for that budget, with texts of that length; more if they are shorter."""
+    each = per_text(world, tokenizer, cell) * cfg.prompts * cfg.group_size
+    return max(1, round(budget_of(cfg, world, tokenizer) / each))
 
 
 def per_text(world: World, tokenizer: Any, cell: Cell) -> float:
@@ -91,6 +105,10 @@ def per_text(world: World, tokenizer: Any, cell: Cell) -> float:
     asked = sum(len(chat_prompt(tokenizer, item.question)) for item in some)
     told = sum(len(chat_completion(tokenizer, item.question, item.solution)) for item in some)
     return (cell.written * told + cell.scored * (asked + told)) / len(some)
+
+
+def texts_of(cfg: distillation.Config) -> int:
+    return cfg.steps * cfg.prompts * cfg.group_size
 
 
 def teacher_of(service: tinker.ServiceClient, world: World) -> tinker.SamplingClient:
@@ -112,17 +130,21 @@ def distil(
     """Cold start, then distillation as `cell` says."""
     first, teacher = shared_start(service, world, folder, seed), teacher_of(service, world)
     cfg = distillation_config(world, seed, rate, full=cell.full)
-    cfg = replace(cfg, steps=within(cfg, world, teacher.get_tokenizer(), cell))
-    questions = Questions(world.train)
+    budget = budget_of(cfg, world, teacher.get_tokenizer())
+    steps = within(cfg, world, teacher.get_tokenizer(), cell)
+    cfg, questions = replace(cfg, steps=2 * steps), Questions(world.train)
+
+    def train(policy: tinker.TrainingClient, at: int) -> Iterator[Metrics]:
+        spent = sum(line["teacher_tokens"] for line in Run.found(folder).metrics()[:at])
+        loop = distillation.train(
+            policy, teacher, questions, cfg, texts=cell.texts, objective=cell.objective, start=at
+        )
+        return until_spent(loop, budget, spent)
+
     stage = run_stage(
-        service, world, folder,
-        lambda policy, at: distillation.train(
-            policy, teacher, questions, cfg,
-            texts=cell.texts, objective=cell.objective, start=at,
-        ),
-        cfg, start=first.checkpoint,
+        service, world, folder, train, cfg, start=first.checkpoint,
         extra={"texts": cell.texts.__name__, "objective": cell.objective.__name__,
-               "teacher": world.teacher},
+               "teacher": world.teacher, "budget": budget},
         show=("divergence", "entropy", "length"),
     )  # fmt: skip
     taught = sum(line["teacher_tokens"] for line in stage.metrics)
@@ -143,11 +165,12 @@ def filtered(
     is left out has been paid for, and those that are left are read more than once."""
     first, teacher = shared_start(service, world, folder, seed), teacher_of(service, world)
     cfg = distillation_config(world, seed, rate, full=OFF_POLICY.full)
-    cfg = replace(cfg, steps=within(cfg, world, teacher.get_tokenizer(), OFF_POLICY))
-    questions = Questions(world.train[: cfg.steps * cfg.prompts])
+    questions = Questions(world.train)
     found = distillation.collect(
-        teacher, questions, cfg, keep=lambda item, text: item.grade(text.text).correct
-    )
+        teacher, questions, cfg, keep=lambda item, text: item.grade(text.text).correct,
+        budget=budget_of(cfg, world, teacher.get_tokenizer()),
+    )  # fmt: skip
+    cfg = replace(cfg, steps=-(-found.written // (cfg.prompts * cfg.group_size)))
     stage = run_stage(
         service, world, folder,
         lambda policy, at: distillation.train(
@@ -246,16 +269,8 @@ EXPERIMENT = Experiment(
         Claim("KL(p || q) on the student's texts leaves less entropy than KL(q || p)",
               "on-policy", "as DAgger", "test/entropy"),
     ],
-    rates={
-        "more SFT": HIGHER,
-        "off-policy": HIGHER,
-        "off-policy filtered": HIGHER,
-        "off-policy soft": HIGHER,
-        "off-policy reverse": GRID,
-        "as DAgger": HIGHER,
-        "on-policy": GRID,
-        "on-policy top-k": GRID,
-    },
+    # The others take the rate of that one of these whose gradient is like theirs.
+    rates={"more SFT": HIGHER, "off-policy": HIGHER, "on-policy": GRID},
     headline={
         "on_policy": Headline("SFT start", "on-policy", "off-policy", "test/pass@1"),
         "off_policy": Headline("SFT start", "off-policy", "more SFT", "test/pass@1"),

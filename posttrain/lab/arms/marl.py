@@ -140,13 +140,8 @@ EXPERIMENT = Experiment(
         Claim("Who meets its past selves leaves less to exploit than who meets only itself",
               "past selves", "self-play", "kuhn/exploitability"),
     ],
-    rates={
-        "self-play": (3e-4, 1e-3, 3e-3),
-        "one baseline": (3e-4, 1e-3, 3e-3),
-        "past selves": (3e-4, 1e-3, 3e-3),
-        "random opponent": (3e-4, 1e-3, 3e-3),
-        "optimal opponent": (3e-4, 1e-3, 3e-3),
-    },
+    # Variants of self-play take its rate, and the other opponent that of the random one.
+    rates={"self-play": (3e-4, 1e-3, 3e-3), "random opponent": (3e-4, 1e-3, 3e-3)},
     headline=Headline("SFT start", "self-play", "random opponent", "nim/optimal"),
     configs=lambda world: {
         "cold start": asdict(cold_start_config(world, 0)),

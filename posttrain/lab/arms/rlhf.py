@@ -224,8 +224,8 @@ EXPERIMENT = Experiment(
               "RLHF", "RLHF without a price", "test/gold"),
     ],
     rates={
-        "RLHF": (3e-4, 1e-3, 2e-3, 3e-3),
-        "rejection sampling": (1e-3, 3e-3, 6e-3, 1e-2),
+        "RLHF": (1e-3, 2e-3, 3e-3),
+        "rejection sampling": (1e-3, 3e-3, 6e-3),
     },
     headline=Headline("SFT start", "RLHF", "rejection sampling", "test/gold"),
     configs=lambda world: {
