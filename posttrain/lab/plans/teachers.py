@@ -24,33 +24,38 @@ PASSES: Mapping[Objective, tuple[int, int]] = {drawn_kl_p_q: (1, 1), on_students
 
 
 def distillation_plan(world: World, tokenizer: Tokenizer) -> list[Work]:
-    """What student and teacher do for an arm are apart, both under its name."""
+    """What student and teacher do for an arm are apart, both under its name. The teacher's tokens
+    are the budget at which an arm ends; the student's are those of as many texts as it is for, if
+    they were as long as they may be."""
     texts, cfg = Texts(tokenizer, world), distillation.distillation_config(world, 0)
     student, teacher, each = world.model, world.teacher or "", cfg.group_size
-    arms = distillation.EXPERIMENT.arms
-    work = [start(world, tokenizer)]
+    budget = distillation.budget_of(cfg, world, tokenizer)
+
+    def asked(cell: distillation.Cell) -> int:
+        return cfg.prompts * distillation.within(cfg, world, tokenizer, cell)
+
+    def taught(name: str, cell: distillation.Cell) -> Work:
+        n = asked(cell)
+        work = texts.written(cell.written * n, each) + texts.read(cell.scored * n * each)
+        counted = work.sample + cell.scored * n * each * texts.whole
+        return Work(name, teacher, work * (budget / counted))
+
+    arms, work = distillation.EXPERIMENT.arms, [start(world, tokenizer)]
     for name, arm in arms.items():
         cell = arm.keywords.get("cell") if isinstance(arm, partial) else None
         if cell is not None:
-            asked = cfg.prompts * distillation.within(cfg, world, tokenizer, cell)
-            read, learned = PASSES.get(cell.objective, (0, 1))
-            author = teacher if cell.written else student
-            own = texts.read(read * asked * each) + texts.learned(learned * asked * each)
-            work += [
-                Work(name, author, texts.written(asked, each)),
-                Work(name, student, own),
-                Work(name, teacher, texts.read(cell.scored * asked * each)),
-            ]
-    steps = distillation.within(cfg, world, tokenizer, distillation.OFF_POLICY)
-    people = sft.Config(steps=steps, batch_size=cfg.prompts * each)
-    asked = steps * cfg.prompts
-    told = min(len(world.test), 200)
+            n, (read, learned) = asked(cell), PASSES.get(cell.objective, (0, 1))
+            own = texts.read(read * n * each) + texts.learned(learned * n * each)
+            own += texts.written(0 if cell.written else n, each)
+            work += [Work(name, student, own), taught(name, cell)]
+    off, told = asked(distillation.OFF_POLICY), min(len(world.test), 200)
+    people = sft.Config(steps=off // cfg.prompts, batch_size=cfg.prompts * each)
     tested = texts.measured(longer=True) + texts.written(told)
     return [
         *work,
         Work("more SFT", student, imitation(tokenizer, people, world.demonstrations)),
-        Work("off-policy filtered", teacher, texts.written(min(asked, len(world.train)), each)),
-        Work("off-policy filtered", student, texts.learned(asked * each)),
+        taught("off-policy filtered", distillation.OFF_POLICY),
+        Work("off-policy filtered", student, texts.learned(off * each)),
         Work("evaluation", student, tested * len(arms)),
         Work("evaluation", teacher, texts.read(told) * len(arms)),
     ]
