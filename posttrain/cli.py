@@ -70,7 +70,9 @@ def run(
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="the first seed")] = 0,
     seeds: Annotated[int, typer.Option(help="how many seeds; claims need at least 5")] = 1,
-    out: Annotated[Path | None, typer.Option(help="default: runs/METHOD-SCALE")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="default: runs/METHOD-SCALE, of another task -TASK too")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="seeds trained at the same time; default: one per core")
     ] = None,
@@ -94,6 +96,8 @@ def run(
       posttrain run rlvr --seeds 5         five paired seeds, with intervals on the differences;
                                            each seed is a process of its own, one per core
 
+      posttrain run rlvr --task code       on another task, with results beside the usual ones
+
       posttrain run rlvr --scale smoke     seconds: does it run?
 
       posttrain run rlvr --scale full      a hosted model: shows what it may cost, and asks
@@ -101,8 +105,9 @@ def run(
     from posttrain.connect import connect
     from posttrain.lab import compare
     from posttrain.lab.arms import EXPERIMENTS
-    from posttrain.lab.estimate import PLANS, before_spending
+    from posttrain.lab.estimate import before_spending
     from posttrain.lab.models import check_models
+    from posttrain.lab.plans import PLANS
     from posttrain.lab.seeds import run_seeds
     from posttrain.lab.worlds import World
 
@@ -115,13 +120,15 @@ def run(
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}; it takes at least one")
     chosen, experiment = scale_from(scale), EXPERIMENTS[method]
-    folder = out or Path(f"runs/{method}-{chosen}")
-    results = HOME / experiment.name if record else folder
 
     def worlds(at: int) -> World:
         return experiment.world(chosen, task, at, model)
 
     world = worlds(seed)  # a wrong name fails before anything starts
+    usual = experiment.tasks[chosen is Scale.FULL]
+    named = [method, str(chosen), *([world.task] if world.task != usual else [])]
+    folder = out or Path("runs", "-".join(named))
+    results = HOME / experiment.name if record else folder
     every = range(seed, seed + seeds)
     if chosen is Scale.FULL:  # ask once, before the seeds go their own ways
         before_spending(connect(), world, PLANS.get(experiment.name), seeds=seeds, yes=yes)
@@ -130,12 +137,13 @@ def run(
         words += [*(["--task", task] if task else []), *(["--model", model] if model else [])]
         run_seeds(words, every, jobs)
     service = connect()
-    check_models(service, (world.model, world.judge, world.teacher))
+    if chosen is not Scale.FULL:
+        check_models(service, (world.model, world.judge, world.teacher))
     if sweep:
         compare.sweep(service, experiment, worlds, folder / "sweep", results)
         return
     compare.compare(service, experiment, worlds, every, folder, results)
-    print(f"results: {results / 'results.json'}")
+    print(f"results: {results / experiment.file('results', world.task)}")
 
 
 @app.command()
@@ -151,6 +159,8 @@ def compare(
     Examples:
 
       posttrain compare methods/rlvr        a method and its controls
+
+      posttrain compare methods/rlvr/code.results.json   the same on another task
 
       posttrain compare runs/lab-laptop-0   the stages of the main job, as measured
 

@@ -40,17 +40,19 @@ def progress(label: str, start: int, total: int, keys: Sequence[str] = ()) -> It
 def metrics_line(metrics: Mapping[str, float], keys: Sequence[str] = ()) -> str:
     """`loss 0.4123  accuracy 0.5`: the metrics called `keys`, the first five when empty.
 
-    Raises KeyError naming the known metrics when one of `keys` is not there.
+    A step may lack one, as a rate over nothing, which is shown as `-`. Raises KeyError naming the
+    known metrics when none of `keys` is there.
     """
     shown = list(keys) or [key for key in metrics if key not in HIDDEN][:5]
-    unknown = [key for key in shown if key not in metrics]
-    if unknown:
-        raise KeyError(f"no metric {unknown[0]!r} to show; known: {', '.join(metrics)}")
-    return "  ".join(f"{key} {_number(metrics[key])}" for key in shown)
+    if shown and not any(key in metrics for key in shown):
+        raise KeyError(f"no metric {shown[0]!r} to show; known: {', '.join(metrics)}")
+    return "  ".join(f"{key} {_number(metrics.get(key))}" for key in shown)
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
     """Counts in full, everything else with four digits."""
+    if value is None:
+        return "-"
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 

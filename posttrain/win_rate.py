@@ -15,6 +15,7 @@ import numpy as np
 import tinker
 from numpy.typing import NDArray
 
+from posttrain.datums import same_tokenizer
 from posttrain.rollouts import Rollout, kl_from, sample_answers
 from posttrain.stats import Estimate, bootstrap_mean, fields_to_json
 from posttrain.tasks.problem import Item
@@ -78,12 +79,14 @@ def win_rate(
         near: two lengths are near-equal if they differ by at most this share of the longer one.
 
     Raises:
-        ValueError: there is no item, `answers` is below 1, or a verdict is not within 0 and 1.
+        ValueError: there is no item, `answers` is below 1, the two have different tokenizers, or a
+            verdict is not within 0 and 1.
     """
     if not items or answers < 1:
         raise ValueError(
             f"nothing to compare: {len(items)} items, answers={answers}; both need >= 1"
         )
+    same_tokenizer(policy.get_tokenizer(), reference.get_tokenizer())  # for their KL
     ours, theirs = (
         sample_answers(sampler, items, answers, max_tokens=max_tokens, seed=seed)
         for sampler in (policy, reference)

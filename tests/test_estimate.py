@@ -17,8 +17,9 @@ from rich.console import Console
 
 from posttrain.lab import models
 from posttrain.lab.arms import EXPERIMENTS
-from posttrain.lab.estimate import PLANS, Work, before_spending, cost, job_plan, table_of, totals
+from posttrain.lab.estimate import before_spending, cost, table_of, totals
 from posttrain.lab.models import check_models
+from posttrain.lab.plans import PLANS, Work, job_plan
 from posttrain.lab.prices import Prices, Tokens, prices
 from posttrain.lab.worlds import World, world_of
 from posttrain.scale import Scale
@@ -121,6 +122,10 @@ def test_full_scale_shows_the_estimate_and_asks(
             before_spending(base_service, full, job_plan)
     with pytest.raises(ValueError, match=r"unknown base model 'none/such'; known: .*base"):
         before_spending(base_service, replace(full, model="none/such"), job_plan, yes=True)
+    taught = replace(full, teacher="none/such")
+    before_spending(base_service, taught, PLANS["methods/rlvr"], yes=True)  # asks no teacher
+    with pytest.raises(ValueError, match="unknown base model 'none/such'"):
+        before_spending(base_service, taught, PLANS["methods/distillation"], yes=True)
 
 
 def test_other_scales_spend_nothing_and_are_not_asked_about(

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,8 +18,10 @@ from posttrain.connect import shipped_models
 from posttrain.lab import job
 from posttrain.lab.arms import EXPERIMENTS, distillation
 from posttrain.lab.arms.rlhf import choices, rlhf_config
+from posttrain.lab.beside import columns
 from posttrain.lab.compare import Experiment, compare
-from posttrain.lab.estimate import PLANS
+from posttrain.lab.estimate import totals
+from posttrain.lab.plans import PLANS, Work
 from posttrain.lab.prices import Tokens
 from posttrain.lab.worlds import World, bare, worked, world_of
 from posttrain.scale import Scale
@@ -55,24 +58,37 @@ def test_the_main_job_runs_resumes_and_shows_its_work(
         job.post_train(Scale.SMOKE, seed=1, out=tmp_path)
 
 
-def billed(service: tinker.ServiceClient) -> Tokens:
-    """All tokens that the engine has counted so far, as hosted Tinker bills them."""
+def billed(service: tinker.ServiceClient) -> dict[str, Tokens]:
+    """All tokens of each model that the engine has counted so far, as hosted Tinker bills them."""
     now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     found = service.create_rest_client().get_billing_usage(
         now - timedelta(days=1), now + timedelta(hours=1)
     )
-    counts: Counter[str] = Counter()
+    kinds = {"sampling_prefill": "prefill", "sampling_sample": "sample", "training": "train"}
+    counts: defaultdict[str, Tokens] = defaultdict(Tokens)
     for event in found.result().data:
         info = event.event_info
         if not isinstance(info, CheckpointBillingEvent | StorageBillingEvent):
-            counts[info.type] += info.token_count
-    return Tokens(counts["sampling_prefill"], counts["sampling_sample"], counts["training"])
+            counts[event.base_model or ""] += Tokens(**{kinds[info.type]: info.token_count})
+    return counts
 
 
-def planned(service: tinker.ServiceClient, experiment: Experiment, world: World) -> Tokens:
+def planned(service: tinker.ServiceClient, experiment: Experiment, world: World) -> list[Work]:
     """What the estimate says of one seed."""
     tokenizer = service.create_sampling_client(base_model=world.model).result().get_tokenizer()
-    return sum((work.tokens for work in PLANS[experiment.name](world, tokenizer)), Tokens())
+    return PLANS[experiment.name](world, tokenizer)
+
+
+def assert_about_right(
+    work: Sequence[Work], before: Mapping[str, Tokens], after: Mapping[str, Tokens]
+) -> None:
+    """Of each model, as if no answer ended early, and every one was used. The greedy answers that a
+    stage keeps for people are not counted."""
+    for model, expected in totals(work).items():
+        spent = after[model] - before[model]
+        assert 0.8 * spent.train <= expected.train <= 2.5 * spent.train, (model, expected, spent)
+        assert 0.8 * spent.prefill <= expected.prefill <= 2.5 * spent.prefill, (expected, spent)
+        assert spent.sample <= expected.sample <= 5 * spent.sample, (model, expected, spent)
 
 
 @pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "rlhf", "sdft", "marl"])
@@ -83,7 +99,9 @@ def test_a_comparison_writes_paired_results(
     worlds = partial(experiment.world, Scale.SMOKE, None)
     before = billed(base_service)
     curves = compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
-    spent = billed(base_service) - before
+    assert_about_right(
+        planned(base_service, experiment, worlds(0)) * 2, before, billed(base_service)
+    )
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["arms"]) == set(experiment.arms) == set(curves)
     told = [
@@ -102,12 +120,6 @@ def test_a_comparison_writes_paired_results(
         assert claim["ci95"][0] <= claim["difference"] <= claim["ci95"][1]
     assert results["ledger"]["optimizer_steps"] > 0
     assert results["ledger"]["flops"] > 0
-    if experiment.name in PLANS:
-        expected = planned(base_service, experiment, worlds(0)) * 2
-        # As if no answer ended early, and every one was used.
-        assert 0.9 * spent.train <= expected.train <= 2.5 * spent.train
-        assert 0.9 * spent.prefill <= expected.prefill <= 2.5 * spent.prefill
-        assert spent.sample <= expected.sample <= 5 * spent.sample
     other = replace(experiment, configs=lambda world: {"rate": 1.0})
     with pytest.raises(ValueError, match="measured with other code or settings"):
         compare(base_service, other, worlds, [0, 1], tmp_path, tmp_path)
@@ -137,7 +149,15 @@ def test_arms_of_distillation_are_measured_beside_their_teacher(
     whole = EXPERIMENTS["distillation"]
     arms = {name: whole.arms[name] for name in ("on-policy", "off-policy filtered")}
     some = replace(whole, arms=arms, claims=[], headline=None, longer=False)
-    compare(base_service, some, partial(some.world, Scale.SMOKE, None), [0], tmp_path, tmp_path)
+    before, worlds = billed(base_service), partial(some.world, Scale.SMOKE, None)
+    compare(base_service, some, worlds, [0], tmp_path, tmp_path)
+    work = [
+        replace(one, tokens=one.tokens * (len(arms) / len(whole.arms)))
+        if one.what == "evaluation" else one
+        for one in planned(base_service, whole, replace(worlds(0), ood=()))
+        if one.what in ("SFT start", "evaluation", *arms)
+    ]  # fmt: skip
+    assert_about_right(work, before, billed(base_service))
     results = json.loads((tmp_path / "results.json").read_text())
     for name, arm in results["arms"].items():
         (run,) = arm["runs"]
@@ -180,6 +200,28 @@ def test_worlds_of_code_and_tools(task: str) -> None:
     assert used == (task == "tools")
 
 
+@pytest.mark.parametrize("task", ["code", "tools"])
+def test_rlvr_is_the_same_loop_on_code_and_tools(
+    base_service: tinker.ServiceClient, tmp_path: Path, task: str
+) -> None:
+    """Its results stand beside those on math, and are compared by their file."""
+    whole = EXPERIMENTS["rlvr"]
+    some = replace(whole, arms={"RLVR": whole.arms["RLVR"]}, claims=[], headline=None)
+    kept = tmp_path / "results.json"
+    kept.write_text("those on math")
+    worlds = partial(some.world, Scale.SMOKE, task)
+    curves = compare(base_service, some, worlds, [0], tmp_path / "runs", tmp_path)
+    assert kept.read_text() == "those on math"
+    (column,) = columns(str(tmp_path / f"{task}.results.json"))
+    assert column.config["task"] == task
+    assert "test/pass@1" in column.metrics
+    assert ("test/calls" in column.metrics) == (task == "tools")
+    (steps,) = curves["RLVR"]
+    trained = [line for line in steps if line["tokens"]]
+    # The trainer agrees with the sampler where the policy wrote; elsewhere nothing is compared.
+    assert all(line["mismatch"] < 1e-3 for line in trained)
+
+
 def test_both_targets_of_sft_state_the_same_answer() -> None:
     problems = world_of(Scale.SMOKE).train
     for problem, long, short in zip(problems, worked(problems), bare(problems), strict=True):
@@ -206,7 +248,7 @@ def test_the_lessons_loop_runs_on_gsm8k_rows(
     monkeypatch.setenv("POSTTRAIN_GSM8K", str(path))
     worlds = partial(world_of, Scale.SMOKE, "gsm8k")
     compare(base_service, EXPERIMENTS["sft"], worlds, [0], tmp_path, tmp_path)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "gsm8k.results.json").read_text())
     assert results["config"]["task"] == "gsm8k"
     assert "ood/pass@1" not in results["arms"]["answer only"]["runs"][0]["metrics"]
 
@@ -263,7 +305,7 @@ def test_dpo_runs_on_rows_of_ultrafeedback(
     experiment = EXPERIMENTS["dpo"]
     worlds = partial(experiment.world, Scale.SMOKE, "ultrafeedback")
     compare(base_service, experiment, worlds, [0, 1], tmp_path, tmp_path)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "ultrafeedback.results.json").read_text())
     assert results["config"]["task"] == "ultrafeedback"
     assert {claim["metric"] for claim in results["claims"]} == {"test/win_rate"}
     for arm in results["arms"].values():
@@ -288,7 +330,7 @@ def test_rlhf_runs_on_rows_of_ultrafeedback(
     compare(
         base_service, replace(experiment, arms=arms, claims=[]), worlds, [0], tmp_path, tmp_path
     )
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "ultrafeedback.results.json").read_text())
     found = {name: arm["runs"][0]["metrics"] for name, arm in results["arms"].items()}
     for metrics in found.values():
         assert not {"test/gold", "test/overrated"} & metrics.keys()

@@ -137,7 +137,7 @@ def test_records_are_learned_after_rows_of_gsm8k(
     )  # fmt: skip
     worlds = partial(some.world, Scale.SMOKE, "gsm8k-records")
     compare(base_service, some, worlds, [0], tmp_path, tmp_path)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "gsm8k-records.results.json").read_text())
     assert results["config"]["task"] == "gsm8k-records"
     for arm in results["arms"].values():
         (run,) = arm["runs"]

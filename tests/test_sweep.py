@@ -60,3 +60,11 @@ def test_a_sweep_reads_validation_items_and_keeps_what_it_found(
     assert not {item.key for item in world.ood} & used_later
     assert sweep(service, experiment, lambda seed: whole, runs, results) == table
     assert len(SEEN) == 2
+
+
+def test_another_task_has_files_of_its_own(experiment: Experiment, tmp_path: Path) -> None:
+    code, service = world_of(Scale.SMOKE, "code"), None
+    sweep(service, experiment, lambda seed: code, tmp_path / "runs", tmp_path)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.glob("*.json")] == ["code.sweep.json"]
+    assert experiment.file("results", "math") == "results.json"
+    assert experiment.file("results", "gsm8k") == "gsm8k.results.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,6 +116,17 @@ def test_numbers_are_those_of_the_samples(
     assert found.sampled_tokens == sum(len(r.tokens) for g in [*ours, *theirs] for r in g)
     assert found.to_json()["n"] == 6
     assert found.kl == pytest.approx(kl_from(taught[1], [r for g in ours for r in g]), abs=1e-4)
+
+
+def test_another_tokenizer_is_refused_before_the_first_token() -> None:
+    """The stand-ins can do nothing but show a tokenizer, so any other call would fail."""
+    one, other = (
+        SimpleNamespace(get_vocab=lambda words=words: words, eos_token_id=0, eos_token="<end>")
+        for words in ({"<end>": 0, "a": 1}, {"<end>": 0, "b": 1})
+    )
+    policy, stranger = (SimpleNamespace(get_tokenizer=lambda t=t: t) for t in (one, other))
+    with pytest.raises(ValueError, match="'a' is 1 in one and unknown in the other"):
+        win_rate(policy, stranger, ITEMS, shorter, max_tokens=4)  # type: ignore[arg-type]
 
 
 def test_bad_input_is_named(reference: tinker.SamplingClient) -> None:

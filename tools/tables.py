@@ -204,14 +204,21 @@ def _results_files(root: Path, home: Path | None) -> list[Path]:
 
 def _arms(path: Path, root: Path) -> str:
     try:
-        arms = json.loads(path.read_text())["arms"]
+        results = json.loads(path.read_text())
+        arms = results["arms"]
         names = list(dict.fromkeys(metric for arm in arms.values() for metric in arm["summary"]))
         rows = [
             [name, *(_mean(arm["summary"].get(n)) for n in names)] for name, arm in arms.items()
         ]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _no_results(path, root, error) from error
-    return _table(["Arm", *names], rows)
+    return _table([f"Arm{_on(results, path.name)}", *names], rows)
+
+
+def _on(results: Mapping[str, Any], name: str) -> str:
+    """The task, where the file holds the results of an experiment on another than its own."""
+    task = results["config"].get("task")
+    return f" on {task}" if os.path.basename(name) == f"{task}.results.json" else ""
 
 
 def _mean(summary: Mapping[str, Any] | None) -> str:
@@ -244,7 +251,7 @@ def _claim_row(results: Mapping[str, Any], claim: Mapping[str, Any], name: str) 
     summary = results["arms"][claim["baseline"]]["summary"].get(claim["metric"])
     value = f" ({summary['value']:.3f})" if summary and summary["value"] is not None else ""
     commit = results["commit"][:7] + (" + changes" if results["dirty"] else "")
-    link = f"[{results['experiment']}]({os.path.dirname(name)}/)"
+    link = f"[{results['experiment']}]({os.path.dirname(name)}/){_on(results, name)}"
     return [link, claim["claim"], f"{claim['metric']} of {claim['arm']}",
             f"{claim['baseline']}{value}", difference, str(claim["n_seeds"]), results["scale"],
             commit]  # fmt: skip

@@ -120,6 +120,10 @@ class Experiment:
         """Fingerprint of its sources."""
         return code_of(self.sources)
 
+    def file(self, kind: str, task: str) -> str:
+        """The name of its `results` or its `sweep`: those on another task stand beside its own."""
+        return f"{kind}.json" if task == self.tasks[0] else f"{task}.{kind}.json"
+
     def world(self, scale: Scale, task: str | None, seed: int, model: str | None = None) -> World:
         """The world of `task`, or else of the task that this experiment is about.
 
@@ -208,7 +212,8 @@ def compare(
 ) -> dict[str, list[list[Metrics]]]:
     """Run all arms over all seeds; write results.json; return the training curves by arm.
 
-    Runs and the measurements of single seeds are kept in `out`, the results in `results`.
+    Runs and the measurements of single seeds are kept in `out`, the results in `results`; those on
+    another task than the experiment's own are called TASK.results.json.
 
     Each claim is the mean difference over paired seeds and items, with a 95 % t interval. A claim
     about something that cannot be measured at this scale, as hidden quality of real texts, is left
@@ -237,6 +242,7 @@ def compare(
         headline=_headline(experiment),
         ledger=total,
         code=made_by["code"],
+        filename=experiment.file("results", world.task),
     )
     return {arm: [record["curve"] for record in runs] for arm, runs in records.items()}
 
@@ -250,8 +256,8 @@ def sweep(
     seed: int = 100,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """`experiment.chosen_by` on validation for each arm at each learning rate, with a share of the
-    steps and a seed of its own, written to `results`/sweep.json. Each arm has the rate at which the
-    mean of these metrics is highest."""
+    steps and a seed of its own, written to `results`/sweep.json, or TASK.sweep.json. Each arm has
+    the rate at which the mean of these metrics is highest."""
     world = worlds(seed)
     longer = world.ood[len(world.ood) // 2 :] if experiment.longer else ()  # no test items
     world = replace(on_validation(world), ood=longer, effort=experiment.swept)
@@ -269,7 +275,8 @@ def sweep(
                 table.setdefault(metric, {}).setdefault(arm, {})[f"{rate:g}"] = score
             told = ", ".join(f"{metric} {score:.3f}" for metric, score in scores.items())
             print(f"sweep, {arm}, learning rate {rate:g}: {told}", flush=True)
-    write_json(results / "sweep.json", {"commit": git_commit(), "seed": seed, **table})
+    path = results / experiment.file("sweep", world.task)
+    write_json(path, {"commit": git_commit(), "seed": seed, **table})
     return table
 
 

@@ -16,7 +16,8 @@ from posttrain.connect import connect
 from posttrain.datums import chat_prompt, plain_prompt
 from posttrain.evals import Comparison, Score, evaluate, longest, side_by_side
 from posttrain.lab.arms.rlvr import cold_start, rlvr_config
-from posttrain.lab.estimate import before_spending, job_plan
+from posttrain.lab.estimate import before_spending
+from posttrain.lab.plans import job_plan
 from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
