@@ -243,14 +243,15 @@ def interview(split: math.Split | str, i: int, n: int, *, seed: int = 0) -> list
     """
     first = judgement(split, i, seed=seed)
     rng = seeded("interview", split, seed, i)
-    about_stories = isinstance(first.item, Request)
-    same: Iterable[Kind] = EXACT_OF_STORIES if about_stories else EXACT_OF_EXPLANATIONS
+    item = first.item
+    assert isinstance(item, Request | math.MathProblem)  # as `_answered` has them
+    same = EXACT_OF_STORIES if isinstance(item, Request) else EXACT_OF_EXPLANATIONS
     kinds = [kind for kind in same if "{}" in kind.value]
     found = [first]
     for _ in range(n - 1):
         kind, verdict = pick(rng, kinds), rng.random() < 0.5
         for _ in range(PATIENCE):
-            condition = _condition(kind, verdict, first.item, first.text, rng)
+            condition = _condition(kind, verdict, item, first.text, rng)
             if condition is None:
                 continue
             new = replace(first, criterion=_important(condition), verdict=verdict)
