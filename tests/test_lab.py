@@ -75,7 +75,7 @@ def planned(service: tinker.ServiceClient, experiment: Experiment, world: World)
     return sum((work.tokens for work in PLANS[experiment.name](world, tokenizer)), Tokens())
 
 
-@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "rlhf", "sdft", "marl"])
+@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "rlhf", "sdft", "marl", "rubric_rl"])
 def test_a_comparison_writes_paired_results(
     base_service: tinker.ServiceClient, tmp_path: Path, method: str
 ) -> None:

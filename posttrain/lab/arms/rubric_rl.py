@@ -89,7 +89,7 @@ def rubric_config(world: World, seed: int, rate: float | None = None) -> rlvr.Co
     cfg = rlvr.Config(
         steps=world.steps(smoke=2, laptop=48, full=100),
         prompts=pick(scale, smoke=2, laptop=4, full=32),
-        group_size=pick(scale, smoke=4, laptop=8, full=16),
+        group_size=pick(scale, smoke=3, laptop=8, full=16),
         max_tokens=world.max_tokens,
         seed=seed,
     )
