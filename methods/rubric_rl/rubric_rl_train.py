@@ -128,9 +128,9 @@ print({name: round(share, 3) for name, share in found["SFT start"].shares.items(
 # criteria, and says *where* the judge pays for nothing. Below 0 it pays less than is due.
 
 # %%
-for name, points in sorted(found["SFT start"].overpaid.items(), key=lambda pair: -pair[1]):
+for name, points in sorted(found["SFT start"].parts.items(), key=lambda pair: -pair[1]):
     print(f"{name:12} met {found['SFT start'].met[name]:.0%}, overpaid {points:+.3f} a story")
-print(f"{'together':12} {found['SFT start'].gap.mean():+.3f}")
+print(f"{'together':12} {found['SFT start'].overpaid.mean():+.3f}")
 
 # %% [markdown]
 # ### From credits to a reward
@@ -331,7 +331,7 @@ estimates(
 
 # %%
 estimates(
-    {name: score.gold for name, score in scores.items()},
+    {name: score.gold or score.won.win_rate for name, score in scores.items()},
     title="Quality of stories for held-out requests",
     xlabel="mean gold score",
 )
@@ -346,9 +346,9 @@ estimates(
 # %%
 print(f"{'overpaid':14}" + "".join(f"{name:>24}" for name in found))
 for about in subjects:
-    row = [measured.overpaid.get(about, 0.0) for measured in found.values()]
+    row = [measured.parts.get(about, 0.0) for measured in found.values()]
     print(f"{about:14}" + "".join(f"{points:+24.3f}" for points in row))
-print(f"{'together':14}" + "".join(f"{m.gap.mean():+24.3f}" for m in found.values()))
+print(f"{'together':14}" + "".join(f"{m.overpaid.mean():+24.3f}" for m in found.values()))
 print(f"\n{'met, exactly':14}" + "".join(f"{name:>24}" for name in found))
 for about in subjects:
     row = [measured.met.get(about, float("nan")) for measured in found.values()]
@@ -359,7 +359,7 @@ for about in subjects:
 # criterion and what is so.
 
 # %%
-overpaid = found["weighted sum"].gap
+overpaid = found["weighted sum"].overpaid
 for i in np.argsort(-overpaid)[:2]:
     text = stories_of["weighted sum"][i][0].text.strip()
     print(f"\n{test[i].question}\n  {text}")
@@ -379,8 +379,9 @@ from posttrain.tasks.gold import quality
 PARTS = ("coverage", "coherence", "length", "mood", "ending", "repetition")
 print(f"{'':24}" + "".join(f"{part:>12}" for part in PARTS))
 for name, groups in stories_of.items():
-    told = [quality(item, r.text) for item, group in zip(test, groups, strict=True) for r in group]
-    means = [np.mean([getattr(q, part) for q in told]) for part in PARTS]
+    pairs = zip(test, groups, strict=True)
+    qualities = [quality(item, rollout.text) for item, group in pairs for rollout in group]
+    means = [np.mean([getattr(q, part) for q in qualities]) for part in PARTS]
     print(f"{name:24}" + "".join(f"{mean:12.2f}" for mean in means))
 
 # %% [markdown]
@@ -395,7 +396,7 @@ import json
 
 for name, measured in found.items():
     print(f"This run, {name}: judged {measured.judged.mean():.2f}, "
-          f"exact {measured.exact.mean():.2f}, gold {scores[name].gold.value:.2f}")  # fmt: skip
+          f"exact {measured.exact.mean():.2f}, gold {scores[name].gold}")  # fmt: skip
 recorded = Path("results.json")
 for claim in json.loads(recorded.read_text())["claims"] if recorded.exists() else []:
     low, high = claim["ci95"]

@@ -46,11 +46,11 @@ class Judged:
     essentials: Array  # (I,) share of texts that have all that is essential, exactly
     shares: dict[str, float]  # agreement, false_credit, false_denial, over all cases
     met: dict[str, float]  # by subject, in [0, 1]: how far its criteria are met, exactly
-    overpaid: dict[str, float]  # by subject: judged minus exact, points a text; their sum is all
+    parts: dict[str, float]  # of what is overpaid, by subject, points a text; their sum is the mean
 
     @property
-    def gap(self) -> Array:
-        """(I,) what the judge pays for nothing."""
+    def overpaid(self) -> Array:
+        """(I,) what the judge pays for nothing; below 0 where it pays less than is due."""
         return self.judged - self.exact
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ def judge_texts(judge: Judge, items: Sequence[Item], groups: Sequence[Sequence[R
     credits = settled(cases, judge(cases)[0])
     facts = [float(check(case.criterion, case.item, case.text)) for case in cases]
     rows: dict[str, list[float]] = {"judged": [], "exact": [], "essentials": []}
-    overpaid: dict[str, float] = {}
+    parts: dict[str, float] = {}
     at = 0
     for item, _ in texts:
         criteria = rubric(item)
@@ -85,10 +85,10 @@ def judge_texts(judge: Judge, items: Sequence[Item], groups: Sequence[Sequence[R
         for criterion, credit, fact in zip(criteria, said, true, strict=True):
             part = WEIGHTS[criterion.importance] * (credit - fact) / most / len(texts)
             name = subject(criterion)
-            overpaid[name] = overpaid.get(name, 0.0) + part
+            parts[name] = parts.get(name, 0.0) + part
     means = {name: _means(row, groups) for name, row in rows.items()}
     shares, met = agreement_shares(credits, facts), by_subject(cases, facts)
-    return Judged(**means, shares=shares, met=met, overpaid=overpaid)
+    return Judged(**means, shares=shares, met=met, parts=parts)
 
 
 def watched(reward: Reward, rater: Rater) -> Reward:
@@ -112,7 +112,7 @@ def watched(reward: Reward, rater: Rater) -> Reward:
 
 def on_judged_texts(trained: Trained, world: World) -> Measured:
     """What `posttrain.lab.texts.on_texts` measures, and what `Judged` says: `judged`, `exact`,
-    `essentials`, their difference `gap`, the judge's `agreement`, `false_credit` and `false_denial`
+    `essentials`, `overpaid`, the judge's `agreement`, `false_credit` and `false_denial`
     on these texts, and by subject `met/mood` and `overpaid/mood`.
 
     Raises:
@@ -130,7 +130,7 @@ def on_judged_texts(trained: Trained, world: World) -> Measured:
     values = {
         "test/judged": found.judged,
         "test/exact": found.exact,
-        "test/gap": found.gap,
+        "test/overpaid": found.overpaid,
         "test/essentials": found.essentials,
         "test/win_rate": score.won.wins,
     }
@@ -143,7 +143,7 @@ def on_judged_texts(trained: Trained, world: World) -> Measured:
         "test/kl": score.won.kl,
         "test/well_formed": score.well_formed,
         **{f"met/{name}": value for name, value in found.met.items()},
-        **{f"overpaid/{name}": value for name, value in found.overpaid.items()},
+        **{f"overpaid/{name}": value for name, value in found.parts.items()},
     }
     items = {name: each.tolist() for name, each in values.items()}
     return Measured(metrics, items, f"{found}  {score}")

@@ -216,7 +216,7 @@ EXPERIMENT = Experiment(
         Claim("They meet more of their rubrics, by the exact check",
               "weighted sum", "SFT start", "test/exact"),
         Claim("The judge is pleased beyond that: it pays more for nothing than at the start",
-              "weighted sum", "SFT start", "test/gap"),
+              "weighted sum", "SFT start", "test/overpaid"),
         Claim("Of what is false the judge credits more than at the start",
               "weighted sum", "SFT start", "test/false_credit"),
         Claim("The gate leaves more stories with all that is essential than the sum does",
@@ -224,7 +224,7 @@ EXPERIMENT = Experiment(
         Claim("Asked about one criterion after the other, the judge teaches to meet more of them "
               "than asked about all together", "weighted sum", "holistic", "test/exact"),
         Claim("With one criterion checked by a program the judge pays less for nothing",
-              "weighted sum", "one criterion checked", "test/gap"),
+              "weighted sum", "one criterion checked", "test/overpaid"),
         Claim("With one criterion checked more of the rubric is met",
               "one criterion checked", "weighted sum", "test/exact"),
         Claim("With one criterion checked the stories are better",
