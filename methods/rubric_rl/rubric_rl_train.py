@@ -294,19 +294,19 @@ curves(lines(summed, {name.replace("_", " "): name
 # %% [markdown]
 # ### The remedy: one verifiable criterion
 #
-# Of all that a rubric asks for, something can usually be checked after all. Here it is the mood,
-# throughout the story and at its end: words of a mood can be counted. A program says it, the judge
-# says the rest, and the sum is the same. Everything else of the run is as before.
+# Of all that a rubric asks for, something can usually be checked after all. Here it is whom the
+# story is about: names can be counted. A program says it, the judge says the rest, and the sum is
+# the same. Everything else of the run is as before.
 
 # %%
-print(", ".join(kind.value.format("sad") for kind in CHECKED))
+print(", ".join(kind.value.format("fox") for kind in CHECKED))
 remedy = rubric_reward(judge, weighted_sum, exact=exact_of(*CHECKED), truth=check)
 histories["one criterion checked"] = practise("one criterion checked", remedy)
 compared = {name: [history] for name, history in histories.items()}
 curves(compared, "exact", title="The rubric by the exact check", ylabel="score")
 
 # %%
-curves(compared, "true/mood", title="The mood, exactly", ylabel="share met")
+curves(compared, "true/hero", title="The criterion that is checked", ylabel="share met")
 
 # %% [markdown]
 # ## Results

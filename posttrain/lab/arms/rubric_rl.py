@@ -42,10 +42,10 @@ from posttrain.tasks.criteria import Kind
 from posttrain.tasks.problem import Demonstration
 from posttrain.tasks.rubrics import check
 
-# The one criterion that a program answers for: the mood of the story, and whether it lasts to the
-# end. It is in every rubric, counting words settles it, and the judge errs most about it: on
-# people's stories it calls more than half of those true that are false.
-CHECKED = (Kind.MOOD, Kind.CLOSING)
+# The one criterion that a program answers for: whom the story is about. It is essential, stands
+# alone in every rubric, and counting names settles it. A policy that was paid by the shipped judge
+# alone, in a trial run, was credited for it most and met it least.
+CHECKED = (Kind.HERO,)
 
 
 @dataclass(frozen=True)
