@@ -24,6 +24,7 @@ from posttrain.lab.stage import Stage, measure
 from posttrain.lab.worlds import World, world_of
 from posttrain.ledger import Ledger
 from posttrain.methods.rlvr import Reward
+from posttrain.methods.rubric_judges import Judge
 from posttrain.rollouts import Rollout
 from posttrain.runs import Metrics, code_of, git_commit, write_json, write_results
 from posttrain.scale import Scale
@@ -50,6 +51,7 @@ class Trained:
     picked: Picked | None = None  # its answers, where they are not samples of the stage's policy
     told: Mapping[str, float] = field(default_factory=dict)  # what else it says, a metric each
     past: Sequence[tinker.SamplingClient] = ()  # what a player was before, the start first
+    judge: Judge | None = None  # of criteria, where its texts were paid for those
 
 
 Worlds = Callable[[int], World]  # seed -> its world

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import tinker
 
-SHIPPED, SHIPPED_TEACHER = "posttrain/base", "posttrain/teacher"
+SHIPPED, SHIPPED_TEACHER, SHIPPED_JUDGE = "posttrain/base", "posttrain/teacher", "posttrain/judge"
 # A base model with a chat format; one that follows instructions already; a stronger model that
-# reads the same tokens as the first; and one that compares answers.
+# reads the same tokens as the first; and one that compares answers, or judges criteria.
 HOSTED = os.environ.get("POSTTRAIN_MODEL", "Qwen/Qwen3.5-9B-Base")
 INSTRUCT = os.environ.get("POSTTRAIN_MODEL", "Qwen/Qwen3.5-9B")
 TEACHER = os.environ.get("POSTTRAIN_TEACHER", "Qwen/Qwen3.6-35B-A3B")

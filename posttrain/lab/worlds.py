@@ -16,7 +16,15 @@ from functools import partial
 from typing import Any
 
 from posttrain.connect import shipped_models
-from posttrain.lab.models import HOSTED, INSTRUCT, JUDGE, SHIPPED, SHIPPED_TEACHER, TEACHER
+from posttrain.lab.models import (
+    HOSTED,
+    INSTRUCT,
+    JUDGE,
+    SHIPPED,
+    SHIPPED_JUDGE,
+    SHIPPED_TEACHER,
+    TEACHER,
+)
 from posttrain.methods.players import Ask, as_is, with_rules
 from posttrain.renderers import Renderer, plain_renderer, renderer_for
 from posttrain.rollouts import Play, answer, converse
@@ -57,7 +65,7 @@ class World:
     effort: float = 1.0  # share of the usual optimizer steps; sweeps take less
     play: Play = answer  # how problems are put to the policy
     preferences: Sequence[Preference] = ()  # about training items, between two people's answers
-    judge: str | None = None  # a model that compares answers, where nobody else does
+    judge: str | None = None  # a model that judges criteria, or compares where nobody else does
     teacher: str | None = None  # a better model with the same tokenizer, to learn from
     renderer: Callable[[Any], Renderer] = renderer_for  # of a tokenizer: the format to ask in
     before: World | None = None  # the skill that is taught first, where one is to be kept
@@ -201,6 +209,26 @@ def stories_world(scale: Scale, seed: int = 0) -> World:
     )
 
 
+def rubrics_world(scale: Scale, seed: int = 0) -> World:
+    """The same stories, and a model that judges them by the criteria of their requests. Rubrics
+    exist for generated tasks only, so at full scale hosted models write and judge these stories.
+
+    One answer to each of fewer items: a judge reads a text once for every criterion.
+    """
+    count = partial(pick, scale)
+    world = stories_world(scale, seed)
+    return replace(
+        world,
+        task="rubrics",
+        k=1,
+        validation=world.validation[: count(smoke=4, laptop=100, full=200)],
+        test=world.test[: count(smoke=4, laptop=120, full=500)],
+        ood=(),
+        preferences=(),
+        judge=count(smoke=SHIPPED_JUDGE, laptop=SHIPPED_JUDGE, full=JUDGE),
+    )
+
+
 def ultrafeedback_world(scale: Scale, seed: int = 0) -> World:
     """UltraFeedback, for real models, after a start on No Robots, which people wrote.
 
@@ -300,6 +328,7 @@ TASKS: dict[str, Callable[[Scale, int], World]] = {
     "code": code_world,
     "tools": tools_world,
     "stories": stories_world,
+    "rubrics": rubrics_world,
     "ultrafeedback": ultrafeedback_world,
     "continual": continual_world,
     "gsm8k-records": gsm8k_records_world,

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tinker
 
-if TYPE_CHECKING:  # importing it takes as long as a training step
-    from transformers import PreTrainedTokenizerBase as Tokenizer
-
-from posttrain.datums import same_tokenizer
 from posttrain.stats import Estimate, bootstrap_mean
+from posttrain.tasks.criteria import Kind
 from posttrain.tasks.problem import Item
 from posttrain.tasks.rubrics import VERDICTS, Criterion, Importance, Judgement, judge_prompt
 from posttrain.verdicts import verdicts
@@ -37,24 +34,24 @@ class Case:
 Credit = float | None  # how true the statement is, in [0, 1]; None where the judge does not say
 Judge = Callable[[Sequence[Case]], tuple[list[Credit], int]]  # credits; tokens scored for them
 Check = Callable[[Criterion, Item, str], float]  # a program's credit
+Ask = Callable[[str], str]  # a question as a judge gets it; `str` leaves it as it is
 
 
-def language_judge(tokenizer: Tokenizer, model: tinker.SamplingClient) -> Judge:
+def plainly(question: str) -> str:
+    """The question to a model that was not trained on such: it is told what it may say."""
+    return f'{question} Answer with one word in lower case, "yes" or "no".'
+
+
+def language_judge(model: tinker.SamplingClient, ask: Ask = str) -> Judge:
     """A language model that is asked about one criterion after the other, all cases at once.
 
     The credit is P("yes") where only "yes" and "no" are allowed. A model that would rather say
-    something else does not answer: the two have less than half of its probability.
-
-    Args:
-        tokenizer: the policy's.
-
-    Raises:
-        ValueError: the model has another tokenizer.
+    something else does not answer: the two have less than half of its probability. It reads texts,
+    so it may have another tokenizer than the policy.
     """
-    same_tokenizer(tokenizer, model.get_tokenizer())
 
     def judge(cases: Sequence[Case]) -> tuple[list[Credit], int]:
-        texts = [judge_prompt(case.item, case.criterion, case.text) for case in cases]
+        texts = [ask(judge_prompt(case.item, case.criterion, case.text)) for case in cases]
         found, scored = verdicts(model, texts, ANSWERS)
         return [verdict.probability if verdict.readable else None for verdict in found], scored
 
@@ -76,6 +73,37 @@ def settled(cases: Sequence[Case], credits: Sequence[Credit]) -> list[float]:
         float(case.criterion.importance is Importance.PITFALL) if credit is None else credit
         for case, credit in zip(cases, credits, strict=True)
     ]
+
+
+SUBJECTS: dict[Kind, str] = {  # what criteria are about: by that they are told apart in curves
+    Kind.HERO: "hero",
+    **dict.fromkeys([Kind.MOOD, Kind.CLOSING], "mood"),
+    **dict.fromkeys([Kind.PLACE, Kind.ANIMAL, Kind.THING, Kind.EVENT], "demands"),
+    **dict.fromkeys([Kind.SENTENCES, Kind.EQUATIONS], "length"),
+    **dict.fromkeys([Kind.TWICE, Kind.AGAIN], "repetition"),
+    Kind.STRANGER: "company",
+    **dict.fromkeys([Kind.RIGHT, Kind.STATED, Kind.FOLLOWS], "answer"),
+    **dict.fromkeys([Kind.QUOTE, Kind.EQUATION], "steps"),
+    Kind.FALSE: "errors",
+}
+
+
+def subject(criterion: Criterion) -> str:
+    """What a criterion is about; one of two conditions, what its first is about."""
+    return SUBJECTS[criterion.conditions[0].kind]
+
+
+def met(criterion: Criterion, credit: float) -> float:
+    """How far the text is as the rubric wants it, in [0, 1]: a pitfall is better false."""
+    return 1 - credit if criterion.importance is Importance.PITFALL else credit
+
+
+def by_subject(cases: Sequence[Case], credits: Sequence[float]) -> dict[str, float]:
+    """The mean of `met` over the cases of each subject."""
+    found: dict[str, list[float]] = {}
+    for case, credit in zip(cases, credits, strict=True):
+        found.setdefault(subject(case.criterion), []).append(met(case.criterion, credit))
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ c_j in [0, 1], how true it is of the answer, and an aggregate makes a reward of 
 (Rubrics as Rewards, Gunjal et al. 2025, arXiv:2507.17746, eq. 1, all of whose w_j are positive).
 `rubric_reward` is a reward of `posttrain.methods.rlvr.train`, whose loop this method shares:
 
-    judge = language_judge(policy.get_tokenizer(), sampler)
+    judge = language_judge(sampler)
     rlvr.train(policy, items, cfg, reward=rubric_reward(judge, weighted_sum))
 
 A language model as the judge (`posttrain.methods.rubric_judges`) reads carelessly, and the policy
@@ -20,18 +20,23 @@ it trains, and let a program answer for some criteria.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tinker
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # importing it takes as long as a training step
-    from transformers import PreTrainedTokenizerBase as Tokenizer
-
-from posttrain.datums import same_tokenizer
 from posttrain.methods.rlvr import Reward
-from posttrain.methods.rubric_judges import ANSWERS, Case, Check, Judge, agreement_shares, settled
+from posttrain.methods.rubric_judges import (
+    ANSWERS,
+    Ask,
+    Case,
+    Check,
+    Judge,
+    agreement_shares,
+    by_subject,
+    settled,
+)
 from posttrain.rollouts import Rollout
 from posttrain.tasks.criteria import Kind
 from posttrain.tasks.problem import Item
@@ -111,9 +116,11 @@ def rubric_reward(
 ) -> Reward:
     """Criterion by criterion; one call of the judge for a whole batch.
 
-    Its metrics: `unreadable`, the share of cases that the judge did not answer; `scored_tokens`.
-    With `truth`, which is only measured: `true_reward`, what exact credits would have paid; and
-    `agreement`, `false_credit` and `false_denial` over the judge's cases, as in `Agreement`.
+    Its metrics: `unreadable`, the share of cases that the judge did not answer; `scored_tokens`;
+    `paid/mood` and the like, how far criteria of a subject are held to be met. With `truth`, which
+    is only measured: `true/mood` and the like, how far they are; `true_reward`, what exact credits
+    would have paid; and `agreement`, `false_credit` and `false_denial` over the judge's cases, as
+    in `Agreement`.
 
     Args:
         exact: a program that answers for some criteria in the judge's place.
@@ -138,11 +145,13 @@ def rubric_reward(
         metrics = {
             "unreadable": sum(credit is None for credit in said) / max(len(said), 1),
             "scored_tokens": float(scored),
+            **{f"paid/{name}": value for name, value in by_subject(cases, final).items()},
         }
         if truth is not None:
             facts = [float(truth(c.criterion, c.item, c.text)) for c in cases]
             true_P_G = _aggregated(aggregate, batch_P, groups_P_G, facts)
             metrics["true_reward"] = true_P_G.mean().item()
+            metrics |= {f"true/{name}": value for name, value in by_subject(cases, facts).items()}
             judged = [i for i, credit in enumerate(known) if credit is None]
             metrics |= agreement_shares([final[i] for i in judged], [facts[i] for i in judged])
         return rewards_P_G, metrics
@@ -159,18 +168,17 @@ def holistic_prompt(item: Item, text: str) -> str:
     return f"Request: {item.question} Text: {told} Wanted: {', '.join(criteria)}. Is it good?"
 
 
-def holistic_reward(tokenizer: Tokenizer, model: tinker.SamplingClient) -> Reward:
+def holistic_reward(model: tinker.SamplingClient, ask: Ask = str) -> Reward:
     """One question about all criteria together, paid by P("yes"): what the paper calls implicit
-    aggregation. An unreadable verdict is 0. Arguments and errors as in `language_judge`,
-    metrics as in `rubric_reward`.
+    aggregation. An unreadable verdict is 0. Arguments as in `language_judge`; its metrics are
+    `unreadable` and `scored_tokens`.
     """
-    same_tokenizer(tokenizer, model.get_tokenizer())
 
     def rewards(
         batch_P: Sequence[Any], groups_P_G: Sequence[Sequence[Rollout]]
     ) -> tuple[Tensor, dict[str, float]]:
         pairs = zip(batch_P, groups_P_G, strict=True)
-        texts = [holistic_prompt(item, r.text) for item, group in pairs for r in group]
+        texts = [ask(holistic_prompt(item, r.text)) for item, group in pairs for r in group]
         found, scored = verdicts(model, texts, ANSWERS)
         paid = torch.tensor([v.probability if v.readable else 0.0 for v in found])
         return paid.view(len(groups_P_G), -1), {

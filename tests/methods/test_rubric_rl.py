@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +14,16 @@ from hypothesis import strategies as st
 
 from posttrain.methods import rlvr, sft
 from posttrain.methods.rubric_judges import (
+    SUBJECTS,
     Case,
     Credit,
     agreement_shares,
     judge_agreement,
     language_judge,
+    plainly,
     program_judge,
     settled,
+    subject,
 )
 from posttrain.methods.rubric_rl import (
     Aggregate,
@@ -225,7 +227,7 @@ def judge_model(base_service: tinker.ServiceClient) -> tinker.SamplingClient:
 def test_a_language_judge_says_what_its_verdicts_say(judge_model: tinker.SamplingClient) -> None:
     known = [judgement("validation", i) for i in range(6)]
     cases = [Case(j.item, j.criterion, j.text) for j in known]
-    credits, scored = language_judge(judge_model.get_tokenizer(), judge_model)(cases)
+    credits, scored = language_judge(judge_model)(cases)
     prompts = [judge_prompt(j.item, j.criterion, j.text) for j in known]
     found, expected = verdicts(judge_model, prompts, ("yes", "no"))
     assert credits == [v.probability if v.readable else None for v in found]
@@ -237,7 +239,7 @@ def test_a_model_that_says_other_things_is_unreadable(policy: tinker.TrainingCli
     """The base model has never seen the chat format."""
     fresh = policy.save_weights_and_get_sampling_client().result()
     known = [judgement("validation", i) for i in range(4)]
-    found = judge_agreement(language_judge(fresh.get_tokenizer(), fresh), known)
+    found = judge_agreement(language_judge(fresh), known)
     assert found.unreadable == 4
     # The criteria of judgements are no pitfalls, so nothing is credited.
     assert found.agreement.value == sum(not j.verdict for j in known) / 4
@@ -246,13 +248,10 @@ def test_a_model_that_says_other_things_is_unreadable(policy: tinker.TrainingCli
 def test_a_step_with_a_language_judge(
     policy: tinker.TrainingClient, judge_model: tinker.SamplingClient
 ) -> None:
-    tokenizer = policy.get_tokenizer()
     problems = math.problems("train", 2, steps=(1, 1))
     list(sft.train(policy, [Demonstration(p.question, p.solution) for p in problems] * 4,
                    sft.Config(steps=6, batch_size=8)))  # fmt: skip
-    reward = rubric_reward(
-        language_judge(tokenizer, judge_model), exact=exact_of(Kind.RIGHT), truth=check
-    )
+    reward = rubric_reward(language_judge(judge_model), exact=exact_of(Kind.RIGHT), truth=check)
     cfg = rlvr.Config(prompts=2, group_size=3, max_tokens=32, steps=2)
     for metrics in rlvr.train(policy, problems, cfg, reward=reward):
         assert -1 <= metrics["reward"] <= 1
@@ -264,7 +263,7 @@ def test_a_step_with_a_language_judge(
 
 def test_a_holistic_verdict_reads_the_whole_rubric(judge_model: tinker.SamplingClient) -> None:
     items, texts = told(3)
-    reward = holistic_reward(judge_model.get_tokenizer(), judge_model)
+    reward = holistic_reward(judge_model)
     rewards_P_G, metrics = reward(items, groups_of(texts))
     prompts = [holistic_prompt(x, t) for x, row in zip(items, texts, strict=True) for t in row]
     found, scored = verdicts(judge_model, prompts, ("yes", "no"))
@@ -279,14 +278,35 @@ def test_a_holistic_verdict_reads_the_whole_rubric(judge_model: tinker.SamplingC
         assert f"{'not that ' * pitfall}{criterion.text}" in prompts[0]
 
 
-def test_another_tokenizer_is_refused_before_the_first_token(
-    judge_model: tinker.SamplingClient,
-) -> None:
-    """The stand-in can do nothing but show a tokenizer, so any other call would fail."""
-    tokenizer = judge_model.get_tokenizer()
-    vocabulary = {**tokenizer.get_vocab(), "<new>": 9999}
-    other = SimpleNamespace(get_vocab=lambda: vocabulary, eos_token_id=tokenizer.eos_token_id)
-    stranger: Any = SimpleNamespace(get_tokenizer=lambda: other)
-    for make in (language_judge, holistic_reward):
-        with pytest.raises(ValueError, match="'<new>' is unknown in one and 9999 in the other"):
-            make(tokenizer, stranger)
+def test_a_judge_is_asked_in_other_words(judge_model: tinker.SamplingClient) -> None:
+    """As `plainly` does; the credits are those of the other words."""
+    items, texts = told(4)
+    cases = [Case(items[0], rubric(items[0])[0], text) for text in texts[0]]
+    credits, _ = language_judge(judge_model, plainly)(cases)
+    prompts = [plainly(judge_prompt(c.item, c.criterion, c.text)) for c in cases]
+    assert all(prompt.endswith('"yes" or "no".') for prompt in prompts)
+    found, _ = verdicts(judge_model, prompts, ("yes", "no"))
+    assert credits == [v.probability if v.readable else None for v in found]
+    rewards_P_G, _ = holistic_reward(judge_model, plainly)(items[:1], groups_of(texts[:1]))
+    whole = [plainly(holistic_prompt(items[0], text)) for text in texts[0]]
+    found, _ = verdicts(judge_model, whole, ("yes", "no"))
+    expected = [v.probability if v.readable else 0.0 for v in found]
+    assert rewards_P_G.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_kind_has_a_subject_and_a_pitfall_is_met_where_it_is_avoided() -> None:
+    assert set(SUBJECTS) == set(Kind)
+    items, texts = told(5)
+    reward = rubric_reward(program_judge(weak_check), truth=check)
+    _, metrics = reward(items, groups_of(texts))
+    for name, checker in (("paid", weak_check), ("true", check)):
+        found: dict[str, list[float]] = {}
+        for item, row in zip(items, texts, strict=True):
+            for text, criterion in itertools.product(row, rubric(item)):
+                credit = float(checker(criterion, item, text))
+                good = 1 - credit if criterion.importance is Importance.PITFALL else credit
+                found.setdefault(subject(criterion), []).append(good)
+        told_of = {key: value for key, value in metrics.items() if key.startswith(f"{name}/")}
+        means = {f"{name}/{key}": sum(v) / len(v) for key, v in found.items()}
+        assert told_of == pytest.approx(means)
+        assert {f"{name}/mood", f"{name}/hero", f"{name}/answer"} <= told_of.keys()

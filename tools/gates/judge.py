@@ -150,7 +150,7 @@ def main() -> None:
     service = connect(models={"judge": directory, SHIPPED: shipped_models()[SHIPPED]})
     model = service.create_sampling_client(base_model="judge").result()
     base = service.create_sampling_client(base_model=SHIPPED).result()
-    judge = language_judge(base.get_tokenizer(), model)
+    judge = language_judge(model)
     values, tables = measure(judge, base, arguments.n)
     stored = {key: {name: asdict(r) for name, r in rows.items()} for key, rows in tables.items()}
     for name, value in values.items():
