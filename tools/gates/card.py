@@ -71,8 +71,12 @@ def card(
         for number, p in enumerate(recipe["phases"], 1)
     ]
     marks = [losses[round(i * (len(losses) - 1) / 8)] for i in range(9)]
-    tasks = recipe["phases"][0]["mixture"]["tasks"]
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in tasks.items())
+    mixtures = [phase["mixture"]["tasks"] for phase in recipe["phases"]]
+    shares = corpus(mixtures[0]) + "".join(
+        f".\nIn phase {number}: {corpus(tasks)}"
+        for number, tasks in enumerate(mixtures[1:], 2)
+        if tasks != mixtures[number - 2]
+    )
     return f"""<!-- written by tools/gates from training.json, gates.json and reasons.json -->
 ---
 license: mit
@@ -117,6 +121,11 @@ Loss in nats per token, questions included: {", ".join(f"{x:.3f} at {s}" for s, 
 
 {table(gates, recorded)}
 {extra}"""
+
+
+def corpus(tasks: Mapping[str, float]) -> str:
+    """Shares of documents."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in tasks.items())
 
 
 def opening(training: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@
 from posttrain.lab.plans.answers import job_plan, rlvr_plan, sft_plan
 from posttrain.lab.plans.games import marl_plan
 from posttrain.lab.plans.teachers import distillation_plan, sdft_plan
-from posttrain.lab.plans.texts import dpo_plan, rlhf_plan
+from posttrain.lab.plans.texts import dpo_plan, rlhf_plan, rubric_plan
 from posttrain.lab.plans.work import Plan, Work
 
 __all__ = ["PLANS", "Plan", "Work", "job_plan"]
@@ -15,6 +15,7 @@ PLANS: dict[str, Plan] = {
     "methods/dpo": dpo_plan,
     "methods/distillation": distillation_plan,
     "methods/rlhf": rlhf_plan,
+    "methods/rubric_rl": rubric_plan,
     "methods/sdft": sdft_plan,
     "methods/marl": marl_plan,
 }

@@ -1,4 +1,4 @@
-"""The plans of DPO and of RLHF: texts are compared, and a model of what is liked is trained."""
+"""The plans of DPO, RLHF and rubric RL: texts are compared, or judged by criteria."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # importing it takes as long as a training step
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from posttrain.lab.arms import dpo, rlhf
-from posttrain.lab.plans.work import Texts, Work, start
+from posttrain.lab.arms import dpo, rlhf, rubric_rl
+from posttrain.lab.plans.work import LOOKED_AT, Texts, Work, start
 from posttrain.lab.prices import Tokens
 from posttrain.lab.worlds import World
 from posttrain.methods.reward_model import good_prompt
 from posttrain.scale import pick
+from posttrain.tasks.rubrics import judge_prompt, rubric
 
 CUSTOM = 2  # a custom loss computes a forward pass first, and then forward and backward
 
@@ -50,6 +51,26 @@ def rlhf_plan(world: World, tokenizer: Tokenizer) -> list[Work]:
         Work("rejection sampling", world.model, rollouts + texts.learned(drawn)),
         Work("evaluation", world.model, (compared(texts) + asked.read(2 * tested)) * 5),
         *verdicts(texts, n + 5 * tested),
+    ]
+
+
+def rubric_plan(world: World, tokenizer: Tokenizer) -> list[Work]:
+    """A judge reads every text once for each of its criteria; the holistic one reads it once, and
+    some criteria are checked by a program, which is not counted off."""
+    texts, cfg = Texts(tokenizer, world), rubric_rl.rubric_config(world, 0)
+    looked = world.train[:LOOKED_AT]
+    criteria = sum(len(rubric(item)) for item in looked) / len(looked)
+    asked = Texts(tokenizer, world, lambda item: judge_prompt(item, rubric(item)[0], ""))
+    drawn, tested = cfg.steps * cfg.prompts * cfg.group_size, len(world.test) * world.k
+    arms, judged = len(rubric_rl.EXPERIMENT.arms), asked.read(criteria)
+    rollouts, learned = texts.practised(cfg), texts.learned(drawn)
+    return [
+        start(world, tokenizer),
+        Work("RL, four arms", world.model, (rollouts + learned) * 4),
+        Work("rejection sampling", world.model, rollouts + learned),
+        Work("judge while training", world.judge or "", judged * 4 * drawn + asked.read(drawn)),
+        Work("evaluation", world.model, compared(texts) * arms),
+        Work("judge in evaluation", world.judge or "", judged * arms * tested),
     ]
 
 

@@ -3,8 +3,8 @@
 How long demonstrations and questions are is measured with the model's own tokenizer. How long
 answers become is not known before, so each counts with all the tokens that it may have: what is
 said of sampling is an upper bound, and most answers end earlier. A conversation with a tool reads
-its beginning again at each turn, which is not counted. Games count with
-the moves that random play makes.
+its beginning again at each turn, which is not counted. Games count with the moves that random play
+makes.
 """
 
 from __future__ import annotations
