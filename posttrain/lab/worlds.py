@@ -260,7 +260,7 @@ def continual_world(scale: Scale, seed: int = 0) -> World:
     """Cards, to be learned after ledgers, which are to be kept. Both are asked in the plain form:
     there the base has learned to follow examples, and in no other."""
     count = partial(pick, scale)
-    held_out = count(smoke=4, laptop=500, full=500)
+    held_out = count(smoke=4, laptop=250, full=500)
     new = replace(
         math_world(scale, seed),
         task="continual",
