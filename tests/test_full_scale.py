@@ -20,7 +20,17 @@ from posttrain.connect import EmbeddedServiceClient
 from posttrain.engine.model import Decoder
 from posttrain.engine.models import Model
 from posttrain.lab import models
-from posttrain.lab.arms import EXPERIMENTS, distillation, dpo, marl, rlhf, rlvr, sdft, sft
+from posttrain.lab.arms import (
+    EXPERIMENTS,
+    distillation,
+    dpo,
+    marl,
+    rlhf,
+    rlvr,
+    rubric_rl,
+    sdft,
+    sft,
+)
 from posttrain.lab.compare import at_rate, compare
 from posttrain.lab.estimate import before_spending
 from posttrain.lab.plans import PLANS
@@ -40,6 +50,7 @@ FEW = {"steps": 2, "batch_size": 2, "prompts": 2, "group_size": 2, "games": 4}
 # Whose code no other arm shares; a random model has no right answers of its own to learn from.
 ARMS = {
     "distillation": ("off-policy filtered", "on-policy top-k"),
+    "rubric_rl": ("holistic", "one criterion checked", "rejection sampling"),
     "rlhf": ("RLHF", "best of n", "rejection sampling"),
     "sdft": ("SDFT", "rewriting"),
     "marl": ("past selves",),
@@ -111,7 +122,7 @@ def small(world: World) -> World:
 def test_an_experiment_runs_at_full_scale(
     hosted: tinker.ServiceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    for module in (sft, rlvr, dpo, rlhf, distillation, sdft, marl):
+    for module in (sft, rlvr, dpo, rlhf, rubric_rl, distillation, sdft, marl):
         monkeypatch.setattr(module, "at_rate", fewer(at_rate))
     monkeypatch.setattr(rlhf, "reward_config", fewer(rlhf.reward_config))
     whole = EXPERIMENTS[method]

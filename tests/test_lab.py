@@ -91,7 +91,7 @@ def assert_about_right(
         assert spent.sample <= expected.sample <= 5 * spent.sample, (model, expected, spent)
 
 
-@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "rlhf", "sdft", "marl", "rubric_rl"])
+@pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "rlhf"])
 def test_a_comparison_writes_paired_results(
     base_service: tinker.ServiceClient, tmp_path: Path, method: str
 ) -> None:

@@ -132,7 +132,7 @@ def test_the_judge_errs_as_its_card_says(base_service: tinker.ServiceClient) -> 
         base_service.create_sampling_client(base_model=f"posttrain/{name}").result()
         for name in ("judge", "base")
     )
-    values, tables = judge.measure(language_judge(model), base, 400, seed=1)
+    values, tables = judge.measure(language_judge(model), base, 120, seed=1)
     for name, again in values.items():
         row = recorded[name]
         width = (again.high - again.low + row["high"] - row["low"]) / 2

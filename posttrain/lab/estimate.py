@@ -72,9 +72,8 @@ def before_spending(
         ValueError: the server lacks a model; it was not agreed; or nobody can be asked.
     """
     check_models(service, [world.model])
-    if world.scale is not Scale.FULL or plan is None:
-        check_models(service, (world.judge, world.teacher))
     if world.scale is not Scale.FULL:
+        check_models(service, (world.judge, world.teacher))
         return
     console = Console()
     if plan is None:

@@ -90,7 +90,9 @@ def post_train(
     console.print(f"95 % intervals over {len(world.test)} held-out problems. {HONESTY}\n")
     print_answers(console, world, base, {"SFT": start.sampler, "RLVR": final.sampler})
     save(out, world, seed, scores, cost, final)
-    console.print(f"Plots: {out / 'before_after.png'}, {out / 'reward.png'}", highlight=False)
+    console.print(
+        f"Plots: {out / 'before_after.png'}, {out / 'reward.png'}", highlight=False, soft_wrap=True
+    )
     console.print(f"Runs: {start.folder}, {final.folder}", highlight=False)
     return scores
 
