@@ -93,7 +93,7 @@ def post_train(
     console.print(
         f"Plots: {out / 'before_after.png'}, {out / 'reward.png'}", highlight=False, soft_wrap=True
     )
-    console.print(f"Runs: {start.folder}, {final.folder}", highlight=False)
+    console.print(f"Runs: {start.folder}, {final.folder}", highlight=False, soft_wrap=True)
     return scores
 
 
