@@ -78,12 +78,23 @@ def test_an_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def listening() -> None:
+    """What a shell starts in the background, such as these tests, ignores Ctrl-C, and so do its
+    children unless told otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_quietly_and_says_that_the_same_command_resumes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "posttrain", "lab", "--scale", "smoke", "--out", str(tmp_path)]
     quiet = {"TINKER_BASE_URL": "", "TINKER_API_KEY": "", "PYTHONUNBUFFERED": "1"}
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **quiet}
+        command,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env={**os.environ, **quiet},
+        preexec_fn=listening,
     ) as job:
         assert job.stdout is not None
         for line in job.stdout:

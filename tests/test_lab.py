@@ -80,15 +80,18 @@ def planned(service: tinker.ServiceClient, experiment: Experiment, world: World)
 
 
 def assert_about_right(
-    work: Sequence[Work], before: Mapping[str, Tokens], after: Mapping[str, Tokens]
+    work: Sequence[Work],
+    before: Mapping[str, Tokens],
+    after: Mapping[str, Tokens],
+    over: float = 1.0,
 ) -> None:
     """Of each model, as if no answer ended early, and every one was used. The greedy answers that a
-    stage keeps for people are not counted."""
+    stage keeps for people are not counted. `over`: how far a budget may be overspent."""
     for model, expected in totals(work).items():
         spent = after[model] - before[model]
         assert 0.8 * spent.train <= expected.train <= 2.5 * spent.train, (model, expected, spent)
         assert 0.8 * spent.prefill <= expected.prefill <= 2.5 * spent.prefill, (expected, spent)
-        assert spent.sample <= expected.sample <= 5 * spent.sample, (model, expected, spent)
+        assert spent.sample <= over * expected.sample <= 5 * spent.sample, (model, expected, spent)
 
 
 @pytest.mark.parametrize("method", ["sft", "rlvr", "dpo", "rlhf"])
@@ -157,7 +160,8 @@ def test_arms_of_distillation_are_measured_beside_their_teacher(
         for one in planned(base_service, whole, replace(worlds(0), ood=()))
         if one.what in ("SFT start", "evaluation", *arms)
     ]  # fmt: skip
-    assert_about_right(work, before, billed(base_service))
+    # Arms end with the step that spends the budget, and here there are two steps in all.
+    assert_about_right(work, before, billed(base_service), over=1.5)
     results = json.loads((tmp_path / "results.json").read_text())
     for name, arm in results["arms"].items():
         (run,) = arm["runs"]
