@@ -1,4 +1,7 @@
-"""How fast the tasks generate items and verify answers: `python benchmarks/tasks.py`.
+"""How fast the tasks generate items and verify answers.
+
+    python -m benchmarks.tasks             into benchmarks/tasks.json
+    python -m posttrain.lab.gallery        and from there into docs/tasks.md
 
 Rates are per second of one core's processor time, the best of five rounds, so that a shared
 machine disturbs them little. A verifier meets every text for the first time in the first round;
@@ -8,13 +11,18 @@ the others find the sentences of stories remembered, as training on a closed voc
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.run import processor
+from posttrain.runs import git_commit, git_dirty, write_json
 from posttrain.tasks import continual, math, records, rubrics, stories
 from posttrain.tasks.draws import seeded
 from posttrain.tasks.explanations import explain, person
@@ -22,6 +30,7 @@ from posttrain.tasks.gold import gold
 from posttrain.tasks.human import prefers
 
 ROUNDS = 5
+RESULT = Path(__file__).with_suffix(".json")
 Work = tuple[str, Callable[..., Any], Sequence[tuple[Any, ...]]]  # name, function, argument lists
 
 
@@ -87,16 +96,33 @@ def _explained(problem: math.MathProblem, rng: Any) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--items", type=int, default=4000, help="items a round")
-    n = parser.parse_args().items
-    table = Table("", "first round, /s", "best round, /s", title=f"{n} items, one core")
-    for title, works in (("generators", generators(n)), ("verifiers", verifiers(n))):
-        table.add_section()
-        table.add_row(f"[bold]{title}")
-        for name, function, calls in works:
-            table.add_row(name, *[f"{value:,.0f}" for value in rate(function, calls)])
-    Console().print(table)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    rates: dict[str, dict[str, tuple[float, float]]] = {}
+    for title, works in (("generators", generators), ("verifiers", verifiers)):
+        table = Table(title, "first round, /s", "best round, /s")
+        rates[title] = {}
+        for name, function, calls in works(args.items):
+            rates[title][name] = found = rate(function, calls)
+            table.add_row(name, *[f"{value:,.0f}" for value in found])
+        Console().print(table)
+    write_json(
+        args.out,
+        {
+            "command": "python -m benchmarks.tasks",
+            "items": args.items,
+            "rates": rates,
+            "commit": git_commit(),
+            "dirty": git_dirty(),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -64,18 +64,15 @@ def quality(request: Request, text: str) -> Quality:
         return Quality(0.0, 0.0, length, 0.0, 0.0, 0.0)
     mood = MOODS.index(request.mood)
     *body, last = sentences
-    before = [0] * len(MOODS)
-    for sentence in body:
-        if any(sentence.moods):
-            before = list(map(int.__add__, before, sentence.moods))
-    own, every = last.moods[mood], sum(last.moods)
+    before, all_before = sum([s.moods[mood] for s in body]), sum([s.mood_words for s in body])
+    own, every = last.moods[mood], last.mood_words
     distinct = len(set().union(*[s.trigrams for s in sentences]))
     trigrams = sum([len(s.trigrams) for s in sentences])
     return Quality(
-        coverage=_coverage(request, sentences, before[mood] + own, sum(before) + every),
+        coverage=_coverage(request, sentences, before + own, all_before + every),
         coherence=_coherence(request, sentences),
         length=length,
-        mood=before[mood] / max(sum(before), 1),
+        mood=before / max(all_before, 1),
         ending=(2 * own - every) / max(every, 1),
         repetition=1 - distinct / trigrams if trigrams else 0.0,
     )

@@ -121,6 +121,7 @@ class Sentence:
     things: tuple[str, ...]
     endings: tuple[str, ...]
     moods: tuple[int, ...]  # number of words of each mood, in the order of MOODS
+    mood_words: int  # of all moods
     grammatical: bool  # well shaped, and every two neighbours are neighbours in the grammar
     closes: bool  # it begins as an ending does
 
@@ -159,6 +160,7 @@ def _sentence(text: str) -> Sentence:
         things=tuple(w for w in words if w in THINGS),
         endings=tuple(w for w in words if w in ENDINGS),
         moods=tuple(moods),
+        mood_words=sum(moods),
         grammatical=bool(SHAPE.fullmatch(text)) and all(pair in PAIRS for pair in neighbours),
         closes=words[:3] == ("in", "the", "end") or words[:2] == ("at", "last"),
     )
