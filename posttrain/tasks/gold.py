@@ -66,11 +66,12 @@ def quality(request: Request, text: str) -> Quality:
     *body, last = sentences
     before, all_before = sum([s.moods[mood] for s in body]), sum([s.mood_words for s in body])
     own, every = last.moods[mood], last.mood_words
+    animals = [a for s in sentences for a in s.animals]
     distinct = len(set().union(*[s.trigrams for s in sentences]))
     trigrams = sum([len(s.trigrams) for s in sentences])
     return Quality(
-        coverage=_coverage(request, sentences, before + own, all_before + every),
-        coherence=_coherence(request, sentences),
+        coverage=_coverage(request, sentences, animals, before + own, all_before + every),
+        coherence=_coherence(request, sentences, animals),
         length=length,
         mood=before / max(all_before, 1),
         ending=(2 * own - every) / max(every, 1),
@@ -85,14 +86,17 @@ def length_term(words: int) -> float:
 
 
 def _coverage(
-    request: Request, sentences: tuple[Sentence, ...], mood_words: int, all_moods: int
+    request: Request,
+    sentences: tuple[Sentence, ...],
+    animals: list[str],
+    mood_words: int,
+    all_moods: int,
 ) -> float:
     """Share of demands met.
 
     The hero must be named, and nobody more often. The mood must have two words, and more than all
     other moods together. The place must be the only one. The ending must be in the last sentence.
     """
-    animals = [a for s in sentences for a in s.animals]
     heroes = animals.count(request.hero)
     met = [
         heroes > 0 and heroes == max(map(animals.count, animals)),
@@ -109,7 +113,7 @@ def _coverage(
     return sum(met) / len(met)
 
 
-def _coherence(request: Request, sentences: tuple[Sentence, ...]) -> float:
+def _coherence(request: Request, sentences: tuple[Sentence, ...], animals: list[str]) -> float:
     """Share of grammatical sentences, times the mean of three: beginning, end, company.
 
     The hero comes as "a fox" in the first sentence and nowhere else; the last sentence, and no
@@ -120,7 +124,7 @@ def _coherence(request: Request, sentences: tuple[Sentence, ...]) -> float:
     beginning = len(introduced) == 1 and introduced[0] is sentences[0]
     closing = [s for s in sentences if s.closes]
     end = len(closing) == 1 and closing[0] is sentences[-1]
-    strangers = set().union(*[s.animals for s in sentences]) - {hero, request.friend}
+    strangers = set(animals) - {hero, request.friend}
     company = 1 / (1 + len(strangers))
     grammatical = len([s for s in sentences if s.grammatical]) / len(sentences)
     return grammatical * (beginning + end + company) / 3

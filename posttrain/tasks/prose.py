@@ -17,6 +17,7 @@ ANIMALS = (
 PLACES = ("castle", "cave", "desert", "forest", "garden", "harbor", "valley", "village")
 THINGS = ("bell", "boat", "drum", "hat", "key", "lamp", "map", "ring")
 ENDINGS = ("dance", "feast", "gift", "race", "song", "storm")
+NAMED = frozenset([*ANIMALS, *PLACES, *THINGS, *ENDINGS])
 
 
 @dataclass(frozen=True)
@@ -146,22 +147,20 @@ def well_formed(text: str) -> bool:
 
 def _sentence(text: str) -> Sentence:
     words = tuple(WORD.findall(text.lower()))
-    moods = [0] * len(MOODS)
-    for word in words:
-        if word in MOOD_OF:
-            moods[MOOD_OF[word]] += 1
-    neighbours = itertools.pairwise([EDGE, *words, EDGE])
+    pairs = list(itertools.pairwise([EDGE, *words, EDGE]))
+    named = [word for word in words if word in NAMED]
+    moods = [MOOD_OF[word] for word in words if word in MOOD_OF]
     return Sentence(
         words=words,
-        trigrams=tuple(" ".join(words[i : i + 3]) for i in range(len(words) - 2)),
-        animals=tuple(w for w in words if w in ANIMALS),
-        introduced=tuple(b for a, b in itertools.pairwise(words) if a == "a" and b in ANIMALS),
-        places=tuple(w for w in words if w in PLACES),
-        things=tuple(w for w in words if w in THINGS),
-        endings=tuple(w for w in words if w in ENDINGS),
-        moods=tuple(moods),
-        mood_words=sum(moods),
-        grammatical=bool(SHAPE.fullmatch(text)) and all(pair in PAIRS for pair in neighbours),
+        trigrams=tuple([" ".join(words[i : i + 3]) for i in range(len(words) - 2)]),
+        animals=tuple([w for w in named if w in ANIMALS]),
+        introduced=tuple([b for a, b in pairs if a == "a" and b in ANIMALS]),
+        places=tuple([w for w in named if w in PLACES]),
+        things=tuple([w for w in named if w in THINGS]),
+        endings=tuple([w for w in named if w in ENDINGS]),
+        moods=tuple([moods.count(mood) for mood in range(len(MOODS))]),
+        mood_words=len(moods),
+        grammatical=bool(SHAPE.fullmatch(text)) and PAIRS.issuperset(pairs),
         closes=words[:3] == ("in", "the", "end") or words[:2] == ("at", "last"),
     )
 
