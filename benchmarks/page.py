@@ -30,7 +30,7 @@ HEADER = """\
 
 How fast the embedded engine is, beside what people use for the same work on the same machine.
 `make bench` makes an environment of its own (`.venv-bench`), measures everything in turns, and
-writes this page. It takes about twenty minutes on a quiet machine; interrupted, the same command
+writes this page. It takes about forty minutes on a quiet machine; interrupted, the same command
 continues. What the numbers say holds for this machine and these versions.
 """
 METHOD = f"""\
@@ -56,6 +56,19 @@ the adapter and its optimizer in float32 and multiplies matrices in bfloat16.
 Each cell is a process of its own, held to as many cores as it has threads. Those that are compared
 take turns. The first repetition warms up and does not count, unless it takes longer than
 {LONG:.0f} seconds; then it is the measurement. Times are medians, with the minimum in parentheses.
+"""
+WHY = """\
+- **Training** in bfloat16 multiplies so fast that norms, rotations, gates and conversions take as
+  long as the products. They are written by hand, each in as few passes as PyTorch has operations
+  for; one pass for several of them would take a compiler, and `torch.compile` needs longer than a
+  lesson lasts.
+- **Sampling** multiplies 64 rows with every matrix, for each token. In bfloat16 the library
+  arranges each matrix anew for every product. And it attends with a few rows of queries for each
+  sample and head: all keys and values are read for every token, which is bound by memory.
+- **RL steps** are the two together.
+- **The first step** waits for two processes, which share one core: the client imports the SDK, and
+  the engine PyTorch.
+- **Calls**: client and engine share one core here too, and an SFT step is two calls.
 """
 ABSENT = """\
 ## Peers that are not here
@@ -131,7 +144,7 @@ def unmet(cells: Cells) -> str:
     lines = [f"- {reason(goal, cells)}\n" for goal in goals(cells) if goal.met is False]
     if not lines:
         return ""
-    return "### Not reached\n\n" + "".join(lines)
+    return f"### Not reached, and why\n\n{WHY}\n" + "".join(lines)
 
 
 def reason(goal: Goal, cells: Cells) -> str:

@@ -20,6 +20,7 @@ from benchmarks.cell import ENGINES
 from benchmarks.engine import Engine, cpu_seconds, profile
 from benchmarks.plain import Plain
 from benchmarks.work import END, FULL, QUICK, counted, enough, word, write_model
+from posttrain.lab.gallery import speed
 
 SMALL = Path(__file__).with_name("small_benchmark.json")
 
@@ -263,12 +264,19 @@ def test_the_committed_page_is_written_from_the_committed_results() -> None:
 # The tasks ----------------------------------------------------------------------------------------
 
 
-def test_every_row_is_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_every_row_is_measured_and_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["tasks.py", "--items", "20"])
+    out = tmp_path / "rates.json"
+    monkeypatch.setattr("sys.argv", ["tasks.py", "--items", "20", "--out", str(out)])
     monkeypatch.setenv("COLUMNS", "120")
     tasks.main()
+    written = json.loads(out.read_text())["rates"]
+    assert [*written["generators"]] == [name for name, _, _ in tasks.generators(4)]
+    assert [*written["verifiers"]] == [name for name, _, _ in tasks.verifiers(4)]
+    page = speed(out)
+    for first, best in written["verifiers"].values():
+        assert f"| {first:,.0f} | {best:,.0f} |" in page
     printed = capsys.readouterr().out
     for name, _, _ in tasks.generators(4) + tasks.verifiers(4):
         assert f"{name} " in printed

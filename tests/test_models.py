@@ -17,7 +17,7 @@ from posttrain.tasks import math
 from tools.gates import judge, teacher
 from tools.gates.card import card
 from tools.gates.gate import Gate
-from tools.gates.groups import GATES, GROUPS
+from tools.gates.groups import GATES, measure
 
 BASE, TEACHER, JUDGE = (
     shipped_models()[f"posttrain/{name}"] for name in ("base", "teacher", "judge")
@@ -34,8 +34,8 @@ def recorded() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def values(base_service: tinker.ServiceClient) -> dict[str, Estimate]:
     """Measured on items of another seed than the card's."""
-    sampler = base_service.create_sampling_client(base_model="posttrain/base").result()
-    return {name: value for group in GROUPS for name, value in group(sampler, N, 1).items()}
+    groups = measure(base_service, "posttrain/base", N, 1, requests=2 * N)
+    return {name: value for group in groups for name, value in group.items()}
 
 
 @pytest.mark.parametrize("name", GATES)

@@ -16,11 +16,22 @@ from posttrain.tasks.games.position import GAMES, position
 from posttrain.tasks.gold import gold
 
 SCORES = "scores.json"  # beside a model; tools/scores.py writes it
+ROOT = Path(__file__).resolve().parents[2]
+MEASURED = "benchmarks/tasks.json"
 INTRODUCTION = """# Tasks
 
 Small models need small worlds. An item of a task is a function of a seed and a number, so there is
 no end of them, and the same on every machine. Train, validation and test are disjoint by a hash of
 what makes an item itself. The truth is known exactly: each task has a checker that cannot be wrong.
+"""
+SPEED = """## Speed
+
+A text task should make 20,000 items a second and a verifier check 50,000 answers, so that neither
+is what training waits for. What is slower, and why: an item of a held-out split is drawn until its
+hash falls there, about ten times; an episode is three records; a judgement, of which the judge's
+training text is made, is a text that somebody writes and a criterion that is checked. A story is
+checked sentence by sentence, and sentences that were read before are remembered, hence two columns.
+A preference is two qualities.
 """
 
 
@@ -166,11 +177,31 @@ def scores(task: str) -> dict[str, dict[str, Estimate]]:
     return found
 
 
+def speed(measured: Path) -> str:
+    """What benchmarks/tasks.py measured, in Markdown."""
+    found = json.loads(measured.read_text())
+    rows = ["| items generated | a second |", "| --- | --- |"]
+    rows += [
+        f"| {name} | {best:,.0f} |" for name, (_, best) in found["rates"]["generators"].items()
+    ]
+    rows += ["", "| answers checked | new texts, a second | known ones |", "| --- | --- | --- |"]
+    rows += [
+        f"| {name} | {first:,.0f} | {best:,.0f} |"
+        for name, (first, best) in found["rates"]["verifiers"].items()
+    ]
+    dirty = "" if found["dirty"] is False else ", with files changed since"
+    return (
+        f"{SPEED}\nMeasured by `{found['command']}` on one core of {found['processor']}, Python "
+        f"{found['python']}, at commit {found['commit'][:12]}{dirty}.\n\n" + "\n".join(rows) + "\n"
+    )
+
+
 def write(path: Path) -> None:
     """The page of all tasks."""
     note = "<!-- written by posttrain/lab/gallery.py: python -m posttrain.lab.gallery -->\n"
-    path.write_text(note + "\n".join([INTRODUCTION, *(e.text() for e in GALLERY.values())]))
+    exhibits = [exhibit.text() for exhibit in GALLERY.values()]
+    path.write_text(note + "\n".join([INTRODUCTION, *exhibits, speed(ROOT / MEASURED)]))
 
 
 if __name__ == "__main__":
-    write(Path(__file__).resolve().parents[2] / "docs/tasks.md")
+    write(ROOT / "docs/tasks.md")

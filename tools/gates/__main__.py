@@ -8,7 +8,7 @@ from pathlib import Path
 from posttrain.connect import connect
 from posttrain.stats import Estimate
 from tools.gates.card import write
-from tools.gates.groups import GATES, GROUPS
+from tools.gates.groups import GATES, measure
 
 
 def main() -> None:
@@ -20,10 +20,8 @@ def main() -> None:
     arguments = parser.parse_args()
     directory: Path = arguments.directory.resolve()
     service = connect(models={"model": directory})
-    sampler = service.create_sampling_client(base_model="model").result()
     values: dict[str, Estimate] = {}
-    for group in GROUPS:
-        found = group(sampler, arguments.n, arguments.seed)
+    for found in measure(service, "model", arguments.n, arguments.seed):
         for name, value in found.items():
             gate = GATES[name]
             verdict = "met" if gate.met(value.value) else "NOT MET"

@@ -1,8 +1,4 @@
-"""Stories: readable, and different enough in quality that somebody can prefer one.
-
-Whether a reward model can learn the preferences (65 to 90 % of held-out pairs) is a question about
-that model and its training, so RLHF's tests ask it, not these gates.
-"""
+"""Stories: readable, and different enough in quality that somebody can prefer one."""
 
 from __future__ import annotations
 
