@@ -210,6 +210,8 @@ def test_bad_requests_list_what_is_known(arguments: tuple[str, str, int], messag
 def test_bad_positions_and_texts_are_refused() -> None:
     with pytest.raises(ValueError, match="nim has levels 2 to 4 in train, not 5 to 6"):
         position("nim", "train", 0, level=(5, 6))
+    with pytest.raises(ValueError, match="nim has no decisive position of level 2 to 2 in test"):
+        position("nim", "test", 0, level=(2, 2))
     with pytest.raises(ValueError, match="there are only 14 different items here, not 100"):
         games.positions("kuhn-poker", "train", 100)
     with pytest.raises(ValueError, match="1 to 5 heaps of 1 to 99 objects"):

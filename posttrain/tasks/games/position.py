@@ -25,6 +25,8 @@ from posttrain.tasks.problem import Grade
 
 GAMES: dict[str, Game] = {"nim": Nim(), "tic-tac-toe": TicTacToe(), "kuhn-poker": KuhnPoker()}
 
+DRAWS = 10_000  # after which a split counts as empty
+
 
 def game_named(name: str) -> Game:
     """The game of this name.
@@ -141,7 +143,8 @@ def position(
             is one of starts for a game; in Kuhn poker that is a deal of cards, nothing played.
 
     Raises:
-        ValueError: an unknown game, or a split or a difficulty that it does not have.
+        ValueError: an unknown game, or a split or a difficulty that it does not have, or that has
+            no position (two heaps are all in the other splits of Nim).
     """
     game, split = game_named(name), Split(split)
     if split not in game.levels:
@@ -152,7 +155,7 @@ def position(
         raise ValueError(f"{name} has levels {low} to {high} in {split}, not {least} to {most}")
     rng = seeded(name, split, seed, i, least, most, decisive)
     ood = split is Split.OOD
-    while True:
+    for _ in range(DRAWS):
         setup = game.draw(rng, rng.randint(least, most), ood)
         if name == "kuhn-poker":
             setup = setup if decisive else setup[:2]
@@ -161,6 +164,10 @@ def position(
         candidate = Position(name, setup)
         if not decisive or candidate.decisive:
             return candidate
+    raise ValueError(
+        f"{name} has no {'decisive ' * decisive}position of level {least} to {most} in {split}: "
+        f"none came up in {DRAWS:,} draws"
+    )
 
 
 def positions(
