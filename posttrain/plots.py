@@ -69,6 +69,7 @@ def curves(
     *,
     x: str = "step",
     title: str = "",
+    xlabel: str = "",
     ylabel: str = "",
     path: Path | str | None = None,
 ) -> Figure:
@@ -85,7 +86,7 @@ def curves(
         for number, (arm, runs) in enumerate(runs_by_arm.items()):
             _some(runs, f"runs of arm {arm!r}")
             _arm(axes, arm, [_series(run, x, key, arm) for run in runs], number)
-        axes.set(xlabel=x, ylabel=ylabel or key, title=title)
+        axes.set(xlabel=xlabel or x, ylabel=ylabel or key, title=title)
         axes.legend(frameon=False)
     return _finished(figure, path)
 
@@ -193,13 +194,16 @@ def token_mask(
     *,
     columns: int = 76,
     title: str = "",
+    positive: str = "trained (weight > 0)",
     path: Path | str | None = None,
 ) -> Figure:
     """Tokens in reading order, coloured by the weight that the loss gives them.
 
     `tokens` are decoded strings and `weights` one number each, (T,) and (T,): zero is not
-    trained (grey), positive is blue, negative orange, darker for larger. `columns` characters
-    fit a line. Newlines show as ⏎ and end the line. Raises ValueError on different lengths.
+    trained (grey), positive is blue, negative orange, darker for larger; `positive` is what
+    the legend says of blue. `columns` characters fit a line. Newlines show as ⏎ and end the line.
+
+    Raises ValueError on different lengths.
     """
     if len(tokens) != len(weights) or not tokens:
         raise ValueError(f"one weight per token: {len(tokens)} tokens, {len(weights)} weights")
@@ -221,7 +225,7 @@ def token_mask(
             shown = text.replace(" ", "·") if not text.strip() else text
             axes.text(column, row + 0.5, shown, color=ink, fontsize=size, family="monospace",
                       va="center", parse_math=False)  # fmt: skip
-        _legend_of_weights(figure, weights)
+        _legend_of_weights(figure, weights, positive)
     return _finished(figure, path)
 
 
@@ -287,10 +291,10 @@ def _shade(weight: float) -> tuple[float, float, float]:
     )
 
 
-def _legend_of_weights(figure: Figure, weights: Sequence[float]) -> None:
+def _legend_of_weights(figure: Figure, weights: Sequence[float], positive: str) -> None:
     kinds = [
         (0.0, "not trained (weight 0)", any(weight == 0 for weight in weights)),
-        (1.0, "trained (weight > 0)", any(weight > 0 for weight in weights)),
+        (1.0, positive, any(weight > 0 for weight in weights)),
         (-1.0, "pushed down (weight < 0)", any(weight < 0 for weight in weights)),
     ]
     patches = [Patch(facecolor=_shade(kind), label=label) for kind, label, there in kinds if there]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tools.bugs import BUGS, Bug
-from tools.mutants import ROOT, Verdict, caught_by, check, chosen, main, planted, report
+from tools.mutants import REPORT, ROOT, Verdict, caught_by, check, chosen, main, planted, report
 
 BUG = BUGS[0]
 
@@ -27,6 +27,12 @@ def test_a_bug_replaces_words_that_occur_once_by_other_code(bug: Bug) -> None:
     assert ast.dump(ast.parse(mistaken)) != ast.dump(ast.parse(source))
     for file in bug.tests:
         assert (ROOT / file).is_file()
+
+
+def test_the_report_is_about_these_bugs_and_all_are_caught() -> None:
+    rows = [line for line in (ROOT / REPORT).read_text().splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {bug.mistake}" for bug in BUGS]
+    assert not any("**no test**" in row for row in rows)
 
 
 def test_words_that_are_missing_or_there_twice_are_refused() -> None:

@@ -181,6 +181,7 @@ def test_a_lesson_page_shows_its_own_claims_and_arms(
     assert capsys.readouterr().out.splitlines()[-1] == "methods/dpo/README.md: tables rebuilt"
     text = page.read_text()
     assert "+0.123" in text
+    assert "](results.json) | SFT on" in text  # links are from the page itself
     assert "+0.500" not in text
     assert "| Arm | pass@1 |\n| --- | --- |\n| cot |  |\n" in text
     assert "| answer only | 0.400 [0.300, 0.500] |" in text

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -76,7 +75,7 @@ def status_table(root: Path) -> str:
 def results_table(root: Path, home: Path | None = None) -> str:
     """One row per claim of every results file, or of those in the folder `home`; then the sentence
     on what the rows can mean."""
-    rows = [row for path in _results_files(root, home) for row in _claim_rows(path, root)]
+    rows = [row for path in _results_files(root, home) for row in _claim_rows(path, root, home)]
     header = ["Experiment", "Claim", "Measure", "Baseline", "Difference [95 % interval]",
               "Seeds", "Scale", "Commit"]  # fmt: skip
     body = _table(header, rows) if rows else "No results yet.\n"
@@ -218,7 +217,7 @@ def _arms(path: Path, root: Path) -> str:
 def _on(results: Mapping[str, Any], name: str) -> str:
     """The task, where the file holds the results of an experiment on another than its own."""
     task = results["config"].get("task")
-    return f" on {task}" if os.path.basename(name) == f"{task}.results.json" else ""
+    return f" on {task}" if name == f"{task}.results.json" else ""
 
 
 def _mean(summary: Mapping[str, Any] | None) -> str:
@@ -234,16 +233,18 @@ def _no_results(path: Path, root: Path, error: Exception) -> TableError:
     )
 
 
-def _claim_rows(path: Path, root: Path) -> list[list[str]]:
-    name = path.relative_to(root).as_posix()
+def _claim_rows(path: Path, root: Path, home: Path | None) -> list[list[str]]:
+    """On the page of its own folder an experiment links to its file, elsewhere to the folder."""
+    link = path.name if home else f"{path.parent.relative_to(root).as_posix()}/"
     try:
         results = json.loads(path.read_text())
-        return [_claim_row(results, claim, name) for claim in results["claims"]]
+        named = f"[{results['experiment']}]({link}){_on(results, path.name)}"
+        return [[named, *_claim_row(results, claim)] for claim in results["claims"]]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise _no_results(path, root, error) from error
 
 
-def _claim_row(results: Mapping[str, Any], claim: Mapping[str, Any], name: str) -> list[str]:
+def _claim_row(results: Mapping[str, Any], claim: Mapping[str, Any]) -> list[str]:
     low, high = claim["ci95"]
     difference = f"{claim['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
     if low <= 0 <= high:
@@ -251,10 +252,8 @@ def _claim_row(results: Mapping[str, Any], claim: Mapping[str, Any], name: str) 
     summary = results["arms"][claim["baseline"]]["summary"].get(claim["metric"])
     value = f" ({summary['value']:.3f})" if summary and summary["value"] is not None else ""
     commit = results["commit"][:7] + (" + changes" if results["dirty"] else "")
-    link = f"[{results['experiment']}]({os.path.dirname(name)}/){_on(results, name)}"
-    return [link, claim["claim"], f"{claim['metric']} of {claim['arm']}",
-            f"{claim['baseline']}{value}", difference, str(claim["n_seeds"]), results["scale"],
-            commit]  # fmt: skip
+    return [claim["claim"], f"{claim['metric']} of {claim['arm']}", f"{claim['baseline']}{value}",
+            difference, str(claim["n_seeds"]), results["scale"], commit]  # fmt: skip
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
