@@ -16,9 +16,9 @@ from posttrain.tasks.criteria import Kind
 from posttrain.tasks.gold import gold
 from posttrain.tasks.rubrics import rubric
 from posttrain.tasks.stories import Flaw, story, write
-from tools.gates import card, demonstrations, rubrics, stories
+from tools.gates import card, demonstrations, preferences, rubrics, stories
 from tools.gates.gate import Gate
-from tools.gates.groups import GATES
+from tools.gates.groups import GATES, SAMPLED
 from tools.gates.math import _draws
 from tools.gates.tools import PlainSpeaker
 
@@ -123,6 +123,6 @@ def test_a_base_model_talks_to_the_calculator(base_service: tinker.ServiceClient
     assert all(text.endswith(tools.STOP) for text in called)
 
 
-def test_every_gate_has_a_group_that_measures_it() -> None:
-    assert len(GATES) == sum(len(m.GATES) for m in (demonstrations, stories, rubrics)) + 12
+def test_no_two_groups_name_a_gate_alike() -> None:
+    assert len(GATES) == sum(len(module.GATES) for module in (*SAMPLED, preferences))
     assert all(gate.least < gate.most and gate.meaning for gate in GATES.values())

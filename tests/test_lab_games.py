@@ -100,10 +100,25 @@ def test_duels_from_positions_that_the_first_seat_wins() -> None:
     assert found["random"].n == 60
 
 
-def test_held_out_positions_are_no_starts_and_people_play_badly() -> None:
-    assert all(position.decisive for position in WORLD.test)
-    family = {p.game.family(p.setup) for p in WORLD.train if p.name == "nim"}
-    assert not family & {p.game.family(p.setup) for p in [*WORLD.test, *WORLD.validation]}
+def test_the_test_is_all_of_nim_with_two_heaps_and_from_some_of_it_no_game_starts() -> None:
+    heaps = range(1, 8)
+    decisive = {(a, b) for a in heaps for b in heaps if a != b}  # alike, every move loses
+    assert {p.setup for p in WORLD.test} == decisive
+    assert len(WORLD.test) == len(decisive) == 42
+    begun = {p.game.family(p.setup) for p in WORLD.train if p.name == "nim"}
+    unseen = [p for p in WORLD.test if p not in WORLD.train]
+    assert len(unseen) == 8
+    assert not begun & {p.game.family(p.setup) for p in unseen}
+    assert [p for p in WORLD.test if p in WORLD.train] == list(WORLD.validation)
+
+
+def test_at_full_scale_positions_are_held_out() -> None:
+    full = world_of(Scale.FULL, "games")
+    begun = {p.game.family(p.setup) for p in full.train if p.name == "nim"}
+    assert not begun & {p.game.family(p.setup) for p in [*full.test, *full.validation]}
+
+
+def test_half_of_the_starts_are_nim_and_people_play_badly() -> None:
     assert {p.name for p in WORLD.train} == {"nim", "kuhn-poker"}
     assert sum(p.name == "nim" for p in WORLD.train) == len(WORLD.train) / 2
     matters = [d for d in WORLD.demonstrations if (g := game_of(d.question)).best(d.question)

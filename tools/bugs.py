@@ -71,8 +71,8 @@ BUGS = [
         "opponent-trained",
         "In a game against a past self, its moves are trained as the learner's own",
         f"{METHODS}/marl.py",
-        "            sides = sides_of(matches, i, learner.rollouts)\n",
-        "            sides = sides_of(matches, i, learner.rollouts)\n"
+        "            sides = sides_of(matches, i, learner.rollouts, cfg.fine)\n",
+        "            sides = sides_of(matches, i, learner.rollouts, cfg.fine)\n"
         "            for other, player in enumerate(players):\n"
         "                if other >= len(learners) and isinstance(player, PolicyPlayer):\n"
         "                    sides += sides_of(matches, other, player.rollouts)\n",
@@ -259,16 +259,16 @@ BUGS = [
         "seats-share-a-baseline",
         "In games the luck of the first mover is taken for skill",
         f"{METHODS}/marl.py",
-        "(number, match.start.name, seat), match.returns[seat]",
-        "(number, match.start.name, 0), match.returns[seat]",
+        "(number, match.start.name, seat),\n",
+        "(number, match.start.name, 0),\n",
         ("tests/methods/test_marl.py",),
     ),
     Bug(
         "other-seats-return",
         "A side is paid what its opponent won",
         f"{METHODS}/marl.py",
-        "(number, match.start.name, seat), match.returns[seat]",
-        "(number, match.start.name, seat), match.returns[1 - seat]",
+        "match.returns[seat] - fine",
+        "match.returns[1 - seat] - fine",
         ("tests/methods/test_marl.py",),
     ),
     # Means over the wrong number of things.

@@ -81,9 +81,10 @@ def duels(
 
 def on_games(trained: Trained, world: World) -> Measured:
     """What an experiment measures, with opponents that play randomly, best, or as the policy once
-    did. In Nim: best moves on held-out positions, and the share of games from these that are won,
-    by seat; the past self is the start. In Kuhn poker: exploitability, that of all past selves
-    together, and chips a game, by seat; the past self is another one in each game.
+    did. In Nim: best moves in the test's positions, and in those of them from which no game started
+    (`unseen`), and the share of games from the test's positions that are won, by seat; the past
+    self is the start. In Kuhn poker: exploitability, that of all past selves together, and chips a
+    game, by seat; the past self is another one in each game.
 
     Raises:
         ValueError: the arm did not say what its policy was before, or the task is no game.
@@ -106,6 +107,9 @@ def on_games(trained: Trained, world: World) -> Measured:
         "kuhn/exploitability of the past": exploitability(past),
         "kuhn/legal": mass,
     }
+    unseen = [position not in world.train for position in world.test]
+    if any(unseen):
+        metrics["nim/unseen"] = float(moves.best[unseen].mean())
     others: dict[str, Player] = {"random": uniform(), "optimal": optimal(), "start": start}
     for name, found in duels(now, others, world.test, world.k).items():
         for seat, returned in zip(SEATS, found.seat_values, strict=True):

@@ -294,14 +294,26 @@ def gsm8k_records_world(scale: Scale, seed: int = 0) -> World:
 
 
 def games_world(scale: Scale, seed: int = 0) -> World:
-    """Nim of two or three heaps, and Kuhn poker. Demonstrations are moves of games between people
-    who mostly play badly; `train` are starts of games, of each game half; held out are positions
-    of Nim where the move matters. At full scale the rules stand before each position."""
+    """Nim of two heaps, and Kuhn poker. Demonstrations are moves of games between people who mostly
+    play badly; `train` are starts of games, of each game half.
+
+    The test is the whole of Nim with two heaps: every position where the move matters. From 8 of
+    the 42 no game starts; the 34 others are the validation, so a learning rate is chosen by what
+    is practised. At full scale there are three heaps too, all splits are their own, and the rules
+    stand before each position.
+    """
     count = partial(pick, scale)
-    nim = partial(games.positions, "nim", level=(2, 3))
-    held_out = count(smoke=2, laptop=30, full=30)  # all that there are
+    small = scale is not Scale.FULL
+    nim = partial(games.positions, "nim", level=(2, 2) if small else (2, 3))
     deals = games.positions("kuhn-poker", "train", 6, decisive=False)
-    heaps = nim("train", count(smoke=12, laptop=240, full=240), seed=seed + 1000, decisive=False)
+    starts = count(smoke=12, laptop=41, full=240)  # 41 is all that there are
+    heaps = nim("train", starts, seed=seed + 1000, decisive=False)
+    heaps *= count(smoke=1, laptop=6, full=1)
+    if small:
+        validation = nim("train", 34)
+        test = [*validation, *nim("validation", 8)]  # two heaps have no other split
+    else:
+        validation, test = nim("validation", 26), nim("test", 30)
     return World(
         scale=scale,
         task="games",
@@ -310,16 +322,19 @@ def games_world(scale: Scale, seed: int = 0) -> World:
         k=count(smoke=1, laptop=8, full=8),
         max_tokens=count(smoke=12, laptop=12, full=32),
         demonstrations=played_by_people(
-            nim("train", count(smoke=8, laptop=60, full=60), seed=seed, decisive=False)
+            games.positions(
+                "nim", "train", count(smoke=8, laptop=60, full=60),
+                seed=seed, level=(2, 3), decisive=False,
+            )
             + deals * count(smoke=1, laptop=10, full=10),
             seed,
             count(smoke=as_is, laptop=as_is, full=with_rules),
         ),
         train=[*heaps, *(deals * (len(heaps) // len(deals)))],
-        validation=nim("validation", min(held_out, 26)),
-        test=nim("test", held_out),
+        validation=validation,
+        test=test,
         ood=(),
-    )
+    )  # fmt: skip
 
 
 TASKS: dict[str, Callable[[Scale, int], World]] = {

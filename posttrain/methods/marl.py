@@ -11,7 +11,17 @@ SPIRAL (arXiv:2506.24119). Without b the first mover's luck is taken for skill.
 
 A move is one turn: the policy sees the position as text and answers. What the opponent wrote is
 never in a datum. A move that is illegal or cannot be read forfeits the game (`penalty`): its side
-gets the worst return that the game has, the other one the opposite, so it never pays.
+gets the worst return that the game has, and pays a fine on top. Without the fine an illegal move is
+free wherever the game is lost anyway, and there it would be learned.
+
+A policy that plays itself is soon certain, and then it meets nothing new. So a move is also paid
+for its surprise,
+
+    A_m = A_i + beta (s_m - mean s),    s_m = - log p(move m),
+
+which is the gradient of beta times the policy's entropy. In two-player zero-sum games, gradient
+play that is regularised so approaches equilibria, where plain gradient play circles around them
+(Sokota et al. 2023, arXiv:2206.05825).
 """
 
 from __future__ import annotations
@@ -43,6 +53,8 @@ class Config:
     max_tokens: int = 64  # of a move, thoughts included
     steps: int = 60
     decay: float = 0.95  # of the baselines, per game: they remember the last twenty or so
+    fine: float = 1.0  # what a forfeit costs beyond the game's worst return
+    entropy: float = 0.03  # beta: what a nat of a move's surprise is worth
     seed: int = 0  # order of the starts, and sampling
 
 
@@ -51,7 +63,7 @@ class Side:
     """One seat of one game, as the policy in it lived it."""
 
     role: Role
-    reward: float  # the return
+    reward: float  # the return, less a fine
     rollouts: tuple[Rollout, ...]  # its moves; none if the game ended before it had one
 
 
@@ -59,8 +71,11 @@ class Side:
 Advantages = Callable[[Sequence[Side], Mapping[Role, float], float], tuple[list[float], Baselines]]
 
 
-def sides_of(matches: Sequence[Match], number: int, rollouts: Sequence[Rollout]) -> list[Side]:
-    """The sides of player `number`, whose rollouts come in the order in which `play` asked.
+def sides_of(
+    matches: Sequence[Match], number: int, rollouts: Sequence[Rollout], fine: float = 0.0
+) -> list[Side]:
+    """The sides of player `number`, whose rollouts come in the order in which `play` asked. Who
+    forfeits pays the fine, and nobody gets it.
 
     Raises:
         ValueError: the rollouts are not those of its turns.
@@ -79,7 +94,9 @@ def sides_of(matches: Sequence[Match], number: int, rollouts: Sequence[Rollout])
         raise ValueError("there are more rollouts than turns of this player")
     return [
         Side(
-            (number, match.start.name, seat), match.returns[seat], tuple(moves.get((i, seat), ()))
+            (number, match.start.name, seat),
+            match.returns[seat] - fine * (match.forfeited == seat),
+            tuple(moves.get((i, seat), ())),
         )
         for i, match in enumerate(matches)
         for seat in (0, 1)
@@ -111,14 +128,29 @@ def shared_advantages(
     return role_advantages(alike, baselines, decay)
 
 
-def marl_datums(sides: Sequence[Side], advantages: Sequence[float]) -> list[tinker.Datum]:
-    """A datum for every move of every side with an advantage, weighed by 1/N for N sides, so that
-    their sum is the policy gradient of the expected return of a game."""
+def marl_datums(
+    sides: Sequence[Side], advantages: Sequence[float], entropy: float = 0.0
+) -> list[tinker.Datum]:
+    """A datum for every move with an advantage, weighed by 1/N for N sides, so that their sum is
+    the policy gradient of the expected return of a game, and of `entropy` times the moves'
+    entropy. (The mean surprise is that of these moves, their own included: with M of them that
+    shrinks the entropy's part by 1/M.)
+    """
+    moves = [
+        (move, advantage)
+        for side, advantage in zip(sides, advantages, strict=True)
+        for move in side.rollouts
+    ]
+    surprises = [-sum(move.logprobs) for move, _ in moves]
+    mean = sum(surprises) / max(len(moves), 1)
+    paid = [
+        (move, advantage + entropy * (surprise - mean))
+        for (move, advantage), surprise in zip(moves, surprises, strict=True)
+    ]
     return [
         policy_datum(move.prompt, move.tokens, move.logprobs, move.spread(advantage / len(sides)))
-        for side, advantage in zip(sides, advantages, strict=True)
+        for move, advantage in paid
         if advantage
-        for move in side.rollouts
     ]
 
 
@@ -173,9 +205,9 @@ def train(
         updates, metrics = [], play_metrics(matches, learners)
         metrics["sampled_tokens"] = tokens_sampled(players)
         for i, (policy, learner) in enumerate(zip(policies, learners, strict=True)):
-            sides = sides_of(matches, i, learner.rollouts)
+            sides = sides_of(matches, i, learner.rollouts, cfg.fine)
             found, kept = advantages(sides, kept, cfg.decay)
-            data_D = marl_datums(sides, found)
+            data_D = marl_datums(sides, found, cfg.entropy)
             metrics["tokens"] += sum(datum.model_input.length for datum in data_D)
             if data_D:
                 backward = policy.forward_backward(data_D, loss, loss_config)

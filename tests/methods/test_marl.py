@@ -130,6 +130,24 @@ def test_datums_hold_own_moves_alone_and_are_weighed_by_the_number_of_sides() ->
     assert datum.loss_fn_inputs["advantages"].to_torch().tolist() == [0.0, 0.5, 0.5]
 
 
+def test_a_surprising_move_is_paid_for_it() -> None:
+    """Moves of 1 and of 3 nats, the mean is 2; at 0.1 a nat one loses 0.1 and the other wins it."""
+    sure, unsure = (Rollout([1], [2], [-nats], "", True) for nats in (1.0, 3.0))
+    sides = [Side((0, "nim", 0), 1.0, (sure,)), Side((0, "nim", 1), -1.0, (unsure,))]
+    data = marl_datums(sides, [0.5, 0.0], entropy=0.1)
+    weights = [datum.loss_fn_inputs["advantages"].data[-1] for datum in data]
+    assert weights == pytest.approx([(0.5 - 0.1) / 2, 0.1 / 2])
+    assert len(marl_datums(sides, [0.5, 0.0])) == 1
+
+
+def test_who_forfeits_pays_a_fine_and_nobody_gets_it() -> None:
+    start = Position("nim", (2, 2))
+    (match,) = play([start], [Reciting("A9")], [(0, 0)])
+    rollouts = [Rollout([1], [2], [-1.0], announce("A9"), True)]
+    assert [s.reward for s in sides_of([match], 0, rollouts)] == [-1.0, 1.0]
+    assert [s.reward for s in sides_of([match], 0, rollouts, fine=0.5)] == [-1.5, 1.0]
+
+
 # Kuhn poker, whole: 6 deals and 5 ways to play each, and a policy that is a table of logits.
 
 DEALS = [(a, b) for a in range(3) for b in range(3) if a != b]
@@ -404,7 +422,7 @@ def test_self_play_learns_the_winning_move(
         return move_probabilities(sampler, [text])[text].shares["A2"]
 
     before = take_both()
-    cfg = Config(games=32, max_tokens=12, steps=12, learning_rate=2e-3)
+    cfg = Config(games=32, max_tokens=12, steps=12, learning_rate=2e-3, fine=0.0, entropy=0.0)
     history = list(train([policy], NIM[:1], cfg))
     assert take_both() > before
     for metrics in history:

@@ -1,7 +1,7 @@
 """The arms of the multi-agent lesson: a cold start, self-play from it, and other opponents.
 
-All arms play as many games in as many steps; they differ in whom the policy meets, and in what a
-return is compared with.
+All arms play as many games in as many steps; they differ in whom the policy meets, in what a
+return is compared with, and in whether a move is paid for its surprise.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ Snapshots = Mapping[int, tinker.SamplingClient]  # by step
 Meeting = Callable[[World, int, Snapshots], Opponent | None]
 
 
-def marl_config(world: World, seed: int, rate: float | None = None) -> marl.Config:
+def marl_config(
+    world: World, seed: int, rate: float | None = None, entropy: float = marl.Config.entropy
+) -> marl.Config:
     """The configuration of the lesson at the world's scale."""
     cfg = marl.Config(
         steps=world.steps(smoke=2, laptop=60, full=200),
-        games=pick(world.scale, smoke=4, laptop=32, full=128),
+        games=pick(world.scale, smoke=4, laptop=64, full=128),
         max_tokens=world.max_tokens,
+        entropy=entropy,
         seed=seed,
     )
     return at_rate(cfg, world, rate, full=FULL_RL)
@@ -85,12 +88,13 @@ def practise(
     seed: int,
     *,
     rate: float | None = None,
+    entropy: float = marl.Config.entropy,
     meeting: Meeting = itself,
     advantages: marl.Advantages = marl.role_advantages,
 ) -> Trained:
     """Cold start, then games with whom `meeting` says."""
     ask, first = ask_of(world), shared_start(service, world, folder, seed)
-    cfg = marl_config(world, seed, rate)
+    cfg = marl_config(world, seed, rate, entropy)
 
     def steps(policy: tinker.TrainingClient, at: int) -> Iterator[Metrics]:
         run = Run.found(folder)
@@ -122,11 +126,12 @@ EXPERIMENT = Experiment(
     name="methods/marl",
     arms={
         "SFT start": start_only,
-        "self-play": partial(practise, rate=1e-3),
-        "one baseline": partial(practise, rate=1e-3, advantages=marl.shared_advantages),
-        "past selves": partial(practise, rate=1e-3, meeting=past_selves),
-        "random opponent": partial(practise, rate=1e-3, meeting=random_play),
-        "optimal opponent": partial(practise, rate=1e-3, meeting=best_play),
+        "self-play": partial(practise, rate=3e-4),
+        "one baseline": partial(practise, rate=3e-4, advantages=marl.shared_advantages),
+        "unpaid surprise": partial(practise, rate=3e-4, entropy=0.0),
+        "past selves": partial(practise, rate=3e-4, meeting=past_selves),
+        "random opponent": partial(practise, rate=3e-4, meeting=random_play),
+        "optimal opponent": partial(practise, rate=3e-4, meeting=best_play),
     },
     claims=[
         Claim("Self-play finds more best moves of Nim than the policy it starts from",
@@ -135,13 +140,17 @@ EXPERIMENT = Experiment(
               "self-play", "random opponent", "nim/optimal"),
         Claim("Self-play finds more of them with a baseline for each role than with one for all",
               "self-play", "one baseline", "nim/optimal"),
+        Claim("Self-play finds more of them where none of its games started too",
+              "self-play", "SFT start", "nim/unseen"),
         Claim("Self-play leaves less to exploit at poker than there was at the start",
               "self-play", "SFT start", "kuhn/exploitability"),
+        Claim("Where surprise is not paid, self-play leaves more to exploit",
+              "unpaid surprise", "self-play", "kuhn/exploitability"),
         Claim("Who meets its past selves leaves less to exploit than who meets only itself",
               "past selves", "self-play", "kuhn/exploitability"),
     ],
     # Variants of self-play take its rate, and the other opponent that of the random one.
-    rates={"self-play": (3e-4, 1e-3, 3e-3), "random opponent": (3e-4, 1e-3, 3e-3)},
+    rates={"self-play": (1e-4, 3e-4, 1e-3), "random opponent": (1e-4, 3e-4, 1e-3)},
     headline=Headline("SFT start", "self-play", "random opponent", "nim/optimal"),
     configs=lambda world: {
         "cold start": asdict(cold_start_config(world, 0)),
