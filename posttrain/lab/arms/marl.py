@@ -130,8 +130,8 @@ EXPERIMENT = Experiment(
         "one baseline": partial(practise, rate=3e-4, advantages=marl.shared_advantages),
         "unpaid surprise": partial(practise, rate=3e-4, entropy=0.0),
         "past selves": partial(practise, rate=3e-4, meeting=past_selves),
-        "random opponent": partial(practise, rate=3e-4, meeting=random_play),
-        "optimal opponent": partial(practise, rate=3e-4, meeting=best_play),
+        "random opponent": partial(practise, rate=1e-4, meeting=random_play),
+        "optimal opponent": partial(practise, rate=1e-4, meeting=best_play),
     },
     claims=[
         Claim("Self-play finds more best moves of Nim than the policy it starts from",
