@@ -146,6 +146,30 @@ def test_the_status_row_says_what_the_method_reached_and_what_it_costs(house: Pa
     assert row.endswith(f"| done | math | {told} | 3.7, 2 cores |")
 
 
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({}, True),
+        ({"start": "answer only", "control": "another"}, True),
+        ({"control": "another"}, False),
+        ({"method": "another"}, False),
+        ({"metric": "greedy"}, False),
+    ],
+)
+def test_the_first_page_has_the_claims_about_headlines(
+    house: Path, told: dict[str, str], shown: bool
+) -> None:
+    """Whether they came out well or not; a lesson's own page has all."""
+    add(house, "methods/sft/sft_train.ipynb")
+    path = house / "methods/sft/results.json"
+    stored = json.loads(path.read_text())
+    line = {"start": "base", "method": "cot", "control": "answer only", "metric": "pass@1"} | told
+    for headline in (line, {"one": line | {"method": "another"}, "two": line}):
+        path.write_text(json.dumps({**stored, "headline": headline}))
+        assert ("+0.123" in results_table(house)) is shown
+        assert "+0.123" in results_table(house, home=path.parent)
+
+
 def test_an_interval_that_holds_zero_says_so(house: Path) -> None:
     add(house, "stacks/x/x.ipynb", ci95=[-0.1, 0.3])
     assert "+0.123 [-0.100, +0.300], no clear effect" in results_table(house)

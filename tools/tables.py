@@ -5,6 +5,7 @@
 
 A block stands between `<!-- table:NAME -->` and `<!-- /table -->`: `status` and `results` are about
 everything; on a lesson's page (methods/*/README.md) `results` and `arms` are about its own folder.
+Elsewhere `results` has of an experiment with a headline only the claims about it.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def status_table(root: Path) -> str:
 
 
 def results_table(root: Path, home: Path | None = None) -> str:
-    """One row per claim of every results file, or of those in the folder `home`; then the sentence
-    on what the rows can mean."""
+    """One row per claim of the results files in the folder `home`, or else per claim about the
+    headline of every results file; then the sentence on what the rows can mean."""
     rows = [row for path in _results_files(root, home) for row in _claim_rows(path, root, home)]
     header = ["Experiment", "Claim", "Measure", "Baseline", "Difference [95 % interval]",
               "Seeds", "Scale", "Commit"]  # fmt: skip
@@ -239,9 +240,27 @@ def _claim_rows(path: Path, root: Path, home: Path | None) -> list[list[str]]:
     try:
         results = json.loads(path.read_text())
         named = f"[{results['experiment']}]({link}){_on(results, path.name)}"
-        return [[named, *_claim_row(results, claim)] for claim in results["claims"]]
+        return [
+            [named, *_claim_row(results, claim)]
+            for claim in results["claims"]
+            if home or _about_headline(claim, results.get("headline"))
+        ]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise _no_results(path, root, error) from error
+
+
+def _about_headline(claim: Mapping[str, Any], headline: Mapping[str, Any] | None) -> bool:
+    """Whether it compares a headline's method with the start or the control, by its metric, so
+    that no page shows the claims that came out well alone."""
+    if not headline:
+        return True
+    lines = [headline] if "metric" in headline else [*headline.values()]
+    return any(
+        claim["metric"] == line["metric"]
+        and claim["arm"] == line["method"]
+        and claim["baseline"] in (line["start"], line["control"])
+        for line in lines
+    )
 
 
 def _claim_row(results: Mapping[str, Any], claim: Mapping[str, Any]) -> list[str]:
