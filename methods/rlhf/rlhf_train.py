@@ -226,7 +226,7 @@ for beta in (0.0, 0.5):
 # %%
 reward = learned_reward(tokenizer, [judge])
 cfg = replace(
-    rlhf_config(world, seed=0, rate=2e-3), steps=pick(scale, smoke=2, laptop=24, full=100)
+    rlhf_config(world, seed=0, rate=2e-3), steps=pick(scale, smoke=2, laptop=20, full=100)
 )
 policy = service.create_training_client_from_state(checkpoint).result()
 still = replace(cfg, learning_rate=0.0)
