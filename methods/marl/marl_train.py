@@ -160,8 +160,8 @@ from posttrain.methods.marl import (
 
 # %%
 usual_move, rare_move = (Rollout([1], [2], [-nats], "", True) for nats in (1.0, 3.0))
-told = [Side((0, "nim", 0), 1.0, (move,)) for move in (usual_move, rare_move)]
-weights = [d.loss_fn_inputs["advantages"].data[-1] for d in marl_datums(told, [0.0, 0.0], 0.1)]
+moved = [Side((0, "nim", 0), 1.0, (move,)) for move in (usual_move, rare_move)]
+weights = [d.loss_fn_inputs["advantages"].data[-1] for d in marl_datums(moved, [0.0, 0.0], 0.1)]
 print("an advantage of 0, with surprise paid:", [round(weight, 3) for weight in weights])
 assert np.allclose(weights, [-0.05, 0.05])
 
