@@ -22,6 +22,9 @@ from posttrain.engine.config import DecoderConfig
 WIDTH = 32  # positions of a block
 LANES = 16  # prompts are padded to a multiple of this: the float32 numbers of a register
 SLACK = 1.5  # places of all entries, at most this many a sample
+# Float32 products of fewer rows may sum in another order: MKL does so below two rows where there is
+# AVX-512, and below four where there is AVX2 alone.
+FEWEST = 4
 
 
 class Cache:
@@ -121,7 +124,7 @@ class Cache:
     def fan_of(self, counts: np.ndarray) -> int:
         """G: as many samples an entry as leaves few places empty."""
         most = int(counts.max(initial=1))
-        least = 2 if self.group == 1 else 1  # products of one row take another path and sum
+        least = -(-FEWEST // self.group) if self.keys.dtype == torch.float32 else 1
         for fan in [most, *(2**power for power in range(12, 0, -1) if 2**power < most)]:
             if fan >= least and (-(-counts // fan) * fan).sum() <= SLACK * self.rows:
                 return fan

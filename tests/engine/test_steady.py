@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from posttrain.engine import sampler as sampler_module
+from posttrain.engine.cache import FEWEST, SLACK
 from posttrain.engine.lora import Adapter, LoraConfig
 from posttrain.engine.model import Decoder
 from posttrain.engine.packed import Packed
@@ -94,7 +95,8 @@ def test_places_of_samples_hold_each_once(decoder: Decoder, counts: list[int]) -
     places = np.arange(cache.rows) if cache.places is None else cache.places.numpy()
     assert len(set(places.tolist())) == sum(counts)
     np.testing.assert_array_equal(cache.uids[places // cache.fan], cache.prompts)
-    assert len(cache.uids) * cache.fan <= max(1.5, 2 * (cache.group == 1)) * cache.rows
+    least = max(1, FEWEST // cache.group)
+    assert len(cache.uids) * cache.fan <= max(SLACK, least) * cache.rows
 
 
 def test_bfloat16_samples_and_scores_nearly_as_float32(decoder: Decoder) -> None:

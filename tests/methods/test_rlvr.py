@@ -98,10 +98,10 @@ def test_the_sign_of_the_advantage_is_the_direction(
 
 
 def test_it_learns_what_is_rewarded(policy: tinker.TrainingClient) -> None:
-    cfg = Config(prompts=2, group_size=8, max_tokens=24, steps=15, learning_rate=1e-3)
+    cfg = Config(prompts=2, group_size=8, max_tokens=24, steps=25, learning_rate=1e-3)
     rewards = [m["reward"] for m in train(policy, [NoWork()], cfg)]
-    assert sum(rewards[:2]) / 2 < 0.8
-    assert sum(rewards[-3:]) / 3 > 0.95
+    assert sum(rewards[:2]) / 2 < 0.5
+    assert sum(rewards[-8:]) / 8 > 0.9  # of 128 answers: processors round differently
 
 
 def test_another_reward_is_another_function(policy: tinker.TrainingClient) -> None:
