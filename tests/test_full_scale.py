@@ -50,7 +50,7 @@ FEW = {"steps": 2, "batch_size": 2, "prompts": 2, "group_size": 2, "games": 4}
 # Whose code no other arm shares; a random model has no right answers of its own to learn from.
 ARMS = {
     "distillation": ("off-policy filtered", "on-policy top-k"),
-    "rubric_rl": ("holistic", "one criterion checked", "rejection sampling"),
+    "rubric_rl": ("holistic", "partly checked", "rejection sampling"),
     "rlhf": ("RLHF", "best of n", "rejection sampling"),
     "sdft": ("SDFT", "rewriting"),
     "marl": ("past selves",),

@@ -91,12 +91,14 @@ def test_watching_changes_no_reward() -> None:
     ]  # fmt: skip
     assert metrics == pytest.approx(
         {
+            "judged": mean(len(text) for _, text in texts),
+            "judge_tokens": 0.0,
             "exact": mean(score(r, text, weak=False) for r, text in texts),
             "gold": mean(gold(r, text) for r, text in texts),
         }
     )
     _, unknown = watched(reward, replace(READER, gold=None))(REQUESTS, OURS)
-    assert unknown.keys() == {"exact"}
+    assert unknown.keys() == {"judged", "judge_tokens", "exact"}
 
 
 def test_judged_texts_are_measured_beside_gold(
@@ -136,7 +138,7 @@ def test_a_world_of_rubrics_has_a_judge_that_is_asked_in_its_own_words() -> None
     assert ask_of(full)(question) == plainly(question) != question
 
 
-def test_the_checked_criterion_is_in_every_rubric() -> None:
+def test_a_checked_criterion_is_in_every_rubric() -> None:
     for request in world_of(Scale.LAPTOP, "rubrics").train:
         whole = [{c.kind for c in criterion.conditions} for criterion in rubric(request)]
         assert any(kinds <= set(CHECKED) for kinds in whole)

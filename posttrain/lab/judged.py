@@ -92,8 +92,9 @@ def judge_texts(judge: Judge, items: Sequence[Item], groups: Sequence[Sequence[R
 
 
 def watched(reward: Reward, rater: Rater) -> Reward:
-    """`reward`, which also says how good the texts are that it pays for: `exact`, the weighted sum
-    of exact credits whatever the reward's aggregate is, and where it is known `gold`."""
+    """`reward`, which also says how good the texts are that it pays for: `judged`, the mean of what
+    it says itself; `exact`, the weighted sum of exact credits whatever the reward's aggregate is;
+    where it is known `gold`; and `judge_tokens`, those that it scored."""
 
     def rewards(
         batch_P: Sequence[Any], groups_P_G: Sequence[Sequence[Rollout]]
@@ -102,7 +103,11 @@ def watched(reward: Reward, rater: Rater) -> Reward:
         pairs = zip(batch_P, groups_P_G, strict=True)
         texts = [(item, rollout.text) for item, group in pairs for rollout in group]
         exact = [_exact(item, text) for item, text in texts]
-        metrics = metrics | {"exact": float(np.mean(exact))}
+        metrics = metrics | {
+            "judged": rewards_P_G.mean().item(),
+            "judge_tokens": metrics.get("scored_tokens", 0.0),
+            "exact": float(np.mean(exact)),
+        }
         if rater.gold is not None:
             metrics["gold"] = float(np.mean([rater.gold(item, text) for item, text in texts]))
         return rewards_P_G, metrics

@@ -1,7 +1,7 @@
 """The arms of the rubric lesson: a cold start, RL against a judge of criteria, and its controls.
 
 All arms of a seed share the start and the judge. They differ in what is made of its credits, in
-who says them, and the control in how it learns from them.
+who says them, in the price of moving away, and the control in how it learns from them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from posttrain.lab.stage import Stage, run_stage
 from posttrain.lab.worlds import World, parameters_of
 from posttrain.ledger import Ledger
 from posttrain.methods import rlhf, rlvr, rubric_judges, rubric_rl, sft
-from posttrain.methods.rlhf import best_of_groups
+from posttrain.methods.rlhf import best_of_groups, kl_priced
 from posttrain.methods.rlvr import Reward
 from posttrain.methods.rubric_judges import Ask, Judge, language_judge, plainly
 from posttrain.methods.rubric_rl import (
@@ -42,10 +42,14 @@ from posttrain.tasks.criteria import Kind
 from posttrain.tasks.problem import Demonstration
 from posttrain.tasks.rubrics import check
 
-# The one criterion that a program answers for: whom the story is about. It is essential, stands
-# alone in every rubric, and counting names settles it. A policy that was paid by the shipped judge
-# alone, in a trial run, was credited for it most and met it least.
-CHECKED = (Kind.HERO,)
+# What a program answers for: whether another animal comes, and whether a sentence comes twice. Of
+# the first the shipped judge knows no more than a coin (models/judge/README.md), and the second
+# pleases it in other criteria. Counting settles both, and every rubric of a story has one of them.
+CHECKED = (Kind.STRANGER, Kind.TWICE)
+
+# Points of a rubric, whose most is 1, for a nat of KL. The judge was trained on readable stories:
+# a policy that moves away for nothing soon writes texts that it cannot judge.
+PRICE = 0.02
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def whole(ready: Ready) -> Reward:
 
 
 def checked(ready: Ready) -> Reward:
-    """The weighted sum with one criterion checked by a program."""
+    """The weighted sum with some criteria checked by a program."""
     return summed(ready, exact_of(*CHECKED))
 
 
@@ -140,20 +144,22 @@ def practise(
     *,
     rate: float | None = None,
     paid: Paid = summed,
+    beta: float = PRICE,
 ) -> Trained:
-    """RL from the start, paid as `paid` says; exact scores and gold are only watched."""
+    """RL from the start, paid as `paid` says minus beta points for each nat of KL from the start;
+    exact scores and gold are only watched."""
     ready = prepared(service, world, folder, seed)
     cfg, first = rubric_config(world, seed, rate), ready.first
-    reward = watched(paid(ready), ready.rater)
+    reward = kl_priced(watched(paid(ready), ready.rater), first.sampler, beta)
     stage = run_stage(
         service, world, folder,
         lambda policy, at: rlvr.train(policy, world.train, cfg, reward=reward, start=at), cfg,
-        start=first.checkpoint, extra={"paid": paid.__name__},
-        show=("reward", "exact", "entropy", "length"),
+        start=first.checkpoint, extra={"paid": paid.__name__, "beta": beta},
+        show=("judged", "exact", "kl", "length"),
     )  # fmt: skip
     cost = first.cost(world.parameters) + stage.cost(world.parameters)
     # The ledger took the judge for a model of the policy's size.
-    scored = sum(line["scored_tokens"] for line in stage.metrics)
+    scored = sum(line["judge_tokens"] for line in stage.metrics)
     cost.flops += 2 * scored * (parameters_of(world.judge or "") - world.parameters)
     return _trained(ready, stage, cost)
 
@@ -203,9 +209,10 @@ EXPERIMENT = Experiment(
     arms={
         "SFT start": start_only,
         "weighted sum": partial(practise, rate=2e-3),
+        "without a price": partial(practise, rate=2e-3, beta=0.0),
         "essential gate": partial(practise, rate=2e-3, paid=gated),
         "holistic": partial(practise, rate=2e-3, paid=whole),
-        "one criterion checked": partial(practise, rate=2e-3, paid=checked),
+        "partly checked": partial(practise, rate=2e-3, paid=checked),
         "rejection sampling": partial(imitate_best, rate=3e-3),
     },
     claims=[
@@ -217,18 +224,20 @@ EXPERIMENT = Experiment(
               "weighted sum", "SFT start", "test/exact"),
         Claim("The judge is pleased beyond that: it pays more for nothing than at the start",
               "weighted sum", "SFT start", "test/overpaid"),
-        Claim("Of what is false the judge credits more than at the start",
-              "weighted sum", "SFT start", "test/false_credit"),
+        Claim("Without a price for KL the judge pays more for nothing",
+              "without a price", "weighted sum", "test/overpaid"),
+        Claim("With a price the stories are better than without one",
+              "weighted sum", "without a price", "test/gold"),
         Claim("The gate leaves more stories with all that is essential than the sum does",
               "essential gate", "weighted sum", "test/essentials"),
         Claim("Asked about one criterion after the other, the judge teaches to meet more of them "
               "than asked about all together", "weighted sum", "holistic", "test/exact"),
-        Claim("With one criterion checked by a program the judge pays less for nothing",
-              "weighted sum", "one criterion checked", "test/overpaid"),
-        Claim("With one criterion checked more of the rubric is met",
-              "one criterion checked", "weighted sum", "test/exact"),
-        Claim("With one criterion checked the stories are better",
-              "one criterion checked", "weighted sum", "test/gold"),
+        Claim("With pitfalls checked by a program the judge pays less for nothing",
+              "weighted sum", "partly checked", "test/overpaid"),
+        Claim("With pitfalls checked by a program more of the rubric is met",
+              "partly checked", "weighted sum", "test/exact"),
+        Claim("With pitfalls checked by a program the stories are better",
+              "partly checked", "weighted sum", "test/gold"),
     ],
     rates={
         "weighted sum": (1e-3, 2e-3, 3e-3),
@@ -241,6 +250,7 @@ EXPERIMENT = Experiment(
         "control": asdict(control_config(world, 0)),
         "judge": world.judge,
         "checked": [kind.name for kind in CHECKED],
+        "price": PRICE,
     },
     sources=[
         rubric_rl, rubric_judges, rlvr, rlhf, sft, texts, judged, sys.modules[__name__],

@@ -66,9 +66,9 @@ def rubric_plan(world: World, tokenizer: Tokenizer) -> list[Work]:
     rollouts, learned = texts.practised(cfg), texts.learned(drawn)
     return [
         start(world, tokenizer),
-        Work("RL, four arms", world.model, (rollouts + learned) * 4),
+        Work("RL, five arms", world.model, (rollouts + texts.read(drawn) + learned) * 5),
         Work("rejection sampling", world.model, rollouts + learned),
-        Work("judge while training", world.judge or "", judged * 4 * drawn + asked.read(drawn)),
+        Work("judge while training", world.judge or "", judged * 5 * drawn + asked.read(drawn)),
         Work("evaluation", world.model, compared(texts) * arms),
         Work("judge in evaluation", world.judge or "", judged * arms * tested),
     ]
