@@ -1,13 +1,13 @@
-"""A language model that compares two answers, read from the odds of the two letters it may say."""
+"""A language model that compares two answers: its verdict is read from one token."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import tinker
 
-from posttrain.datums import chat_prompt
 from posttrain.tasks.problem import Item
+from posttrain.verdicts import verdicts
 from posttrain.win_rate import Judge
 
 QUESTION = """Here are a request and two answers to it.
@@ -21,27 +21,27 @@ Answer B: {b}
 Which answer is better, all in all? Say A or B, and nothing else."""
 
 
-def pairwise(sampler: tinker.SamplingClient) -> Judge:
-    """P(the first answer is better) = p("A") / (p("A") + p("B")), as the judge's next token.
+def which_is_better(question: str, a: str, b: str) -> str:
+    """The question to a model that was not trained on such: it is told what it may say."""
+    return QUESTION.format(question=question, a=a, b=b)
 
-    A judge may like the first place: ask in both orders and take the mean, as
-    `posttrain.win_rate` does.
 
-    Raises:
-        ValueError: A and B are not different first tokens for this model.
+def pairwise(
+    model: tinker.SamplingClient,
+    ask: Callable[[str, str, str], str] = which_is_better,
+    answers: tuple[str, str] = ("A", "B"),
+) -> Judge:
+    """P(the first of two answers is better), where the model may say only one of `answers`.
+
+    None where it would mostly say something else. A judge may like the first place: ask in both
+    orders and take the mean, as `posttrain.win_rate` does.
+
+    Args:
+        ask: (question, first answer, second answer) to what the model reads.
     """
-    tokenizer = sampler.get_tokenizer()
-    letters = [tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in "AB"]
-    if letters[0] == letters[1]:
-        raise ValueError("the judge's tokenizer gives A and B the same first token")
 
-    def judge(item: Item, a: str, b: str) -> float:
-        prompt = chat_prompt(tokenizer, QUESTION.format(question=item.question, a=a, b=b))
-        asked = [
-            sampler.compute_logprobs(tinker.ModelInput.from_ints([*prompt, letter]))
-            for letter in letters
-        ]
-        first, second = (future.result()[-1] or 0.0 for future in asked)
-        return 0.5 * (1 + math.tanh((first - second) / 2))  # a sigmoid that does not overflow
+    def judge(item: Item, a: str, b: str) -> float | None:
+        (verdict,), _ = verdicts(model, [ask(item.question, a, b)], answers)
+        return verdict.probability if verdict.readable else None
 
     return judge

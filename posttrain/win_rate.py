@@ -20,8 +20,9 @@ from posttrain.rollouts import Rollout, kl_from, sample_answers
 from posttrain.stats import Estimate, bootstrap_mean, fields_to_json
 from posttrain.tasks.problem import Item
 
-# (item, a, b) to the probability that a is preferred to b, or 1, 0.5, 0: win, tie, loss.
-Judge = Callable[[Any, str, str], float]
+# (item, a, b) to the probability that a is preferred to b, or 1, 0.5, 0: win, tie, loss. None where
+# the judge says something else: that counts as a tie.
+Judge = Callable[[Any, str, str], float | None]
 
 ASKED_AT_ONCE = 32  # pairs; a judge that is a model answers over a network
 
@@ -37,6 +38,7 @@ class WinRate:
     near_pairs: int  # of the n * answers pairs, those
     length_difference: Estimate  # policy minus reference, tokens per answer
     first_preferred: float  # mean verdict for the answer shown first; 0.5 is an unbiased judge
+    unreadable: int  # of the 2 * n * answers verdicts, those that the judge did not give: ties
     truncated: int  # answers of the policy that were cut off at max_tokens, judged as they are
     reference_truncated: int  # the same of the reference
     kl: float  # KL(policy || reference), nats per answer, on the policy's samples
@@ -46,9 +48,11 @@ class WinRate:
 
     def __str__(self) -> str:
         near = "none" if self.near_win_rate is None else str(self.near_win_rate)
+        lost = f"  {self.unreadable} verdicts unreadable" if self.unreadable else ""
         return (
             f"win rate {self.win_rate}  at near-equal length {near} ({self.near_pairs} pairs)  "
             f"length {self.length_difference.value:+.1f} tokens  KL {self.kl:.2f} (n={self.n})"
+            f"{lost}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -120,6 +124,8 @@ def compare_answers(
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         shown = list(pool.map(lambda pair: _both_orders(judge, *pair), pairs))
     verdicts_I_G_2 = np.array(shown, dtype=np.float64).reshape(len(items), -1, 2)
+    unreadable = np.isnan(verdicts_I_G_2)
+    verdicts_I_G_2[unreadable] = 0.5
     wins_I_G = (verdicts_I_G_2[..., 0] + 1 - verdicts_I_G_2[..., 1]) / 2
     ours_I_G, theirs_I_G = _lengths(ours), _lengths(theirs)
     near_I_G = np.abs(ours_I_G - theirs_I_G) <= near * np.maximum(ours_I_G, theirs_I_G)
@@ -132,6 +138,7 @@ def compare_answers(
         near_pairs=int(near_I_G.sum()),
         length_difference=bootstrap_mean(ours_I_G - theirs_I_G, seed),
         first_preferred=float(verdicts_I_G_2.mean()),
+        unreadable=int(unreadable.sum()),
         truncated=sum(not r.finished for r in rollouts),
         reference_truncated=sum(not r.finished for group in theirs for r in group),
         kl=kl_from(reference, rollouts),
@@ -142,11 +149,12 @@ def compare_answers(
 
 
 def _both_orders(judge: Judge, item: Item, a: str, b: str) -> tuple[float, float]:
-    """The verdict for a when shown first, and the verdict for b when shown first."""
-    verdicts = float(judge(item, a, b)), float(judge(item, b, a))
-    if not all(0 <= verdict <= 1 for verdict in verdicts):
-        raise ValueError(f"a judge's verdict is between 0 and 1, got {verdicts} for {item.key!r}")
-    return verdicts
+    """The verdict for a when shown first, and the verdict for b when shown first; NaN for None."""
+    told = judge(item, a, b), judge(item, b, a)
+    if not all(verdict is None or 0 <= verdict <= 1 for verdict in told):
+        raise ValueError(f"a judge's verdict is between 0 and 1, got {told} for {item.key!r}")
+    first, second = (np.nan if verdict is None else float(verdict) for verdict in told)
+    return first, second
 
 
 def _lengths(groups: Sequence[Sequence[Rollout]]) -> NDArray[np.float64]:

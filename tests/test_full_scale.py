@@ -93,6 +93,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(f"{json.dumps(row)}\n" for row in data))
         monkeypatch.setenv(f"POSTTRAIN_{name}", str(path))
+    monkeypatch.setattr("posttrain.verdicts.READABLE", 0.0)  # a random model says anything
     monkeypatch.setattr(
         GSM8KProblem, "grade", lambda self, text: Grade(correct=len(text) % 2 == 0, parsed=True)
     )

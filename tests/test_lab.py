@@ -286,7 +286,9 @@ def test_a_task_without_right_answers_is_refused_where_they_are_counted(tmp_path
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Rows of No Robots and of UltraFeedback in local files; their questions."""
+    """Rows of No Robots and of UltraFeedback in local files; their questions. Who compares answers
+    is the base, which would rather say something else."""
+    monkeypatch.setattr("posttrain.verdicts.READABLE", 0.0)
     rows = [said(f"Name {word}.", f"{word}.") for word in WORDS]
     robots = [ROBOTS | {"prompt": row[0]["content"], "messages": row} for row in rows]
     pairs = [
@@ -321,6 +323,18 @@ def test_dpo_runs_on_rows_of_ultrafeedback(
     stored = json.loads((tmp_path / "seed-0-pairs.json").read_text())
     assert stored["preferences"]
     assert {shown["question"] for shown in stored["preferences"]} <= published
+
+
+@pytest.mark.usefixtures("published")
+def test_a_judge_that_says_something_else_labels_nothing(
+    base_service: tinker.ServiceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posttrain.verdicts.READABLE", 0.5)
+    experiment = EXPERIMENTS["dpo"]
+    some = replace(experiment, arms={"DPO": experiment.arms["DPO"]}, claims=[], headline=None)
+    worlds = partial(experiment.world, Scale.SMOKE, "ultrafeedback")
+    with pytest.raises(ValueError, match=r"and no pair: .* undecided"):
+        compare(base_service, some, worlds, [0], tmp_path, tmp_path)
 
 
 @pytest.mark.usefixtures("published")

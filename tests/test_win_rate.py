@@ -83,6 +83,22 @@ def test_a_judge_that_likes_the_first_place_gives_a_draw_and_is_found_out(
     found = win_rate(*taught, ITEMS, first_place, max_tokens=12)
     assert found.win_rate.value == 0.5
     assert found.first_preferred == 1.0
+    assert found.unreadable == 0
+
+
+def test_a_verdict_that_was_not_given_is_a_tie_and_counted(
+    taught: tuple[tinker.SamplingClient, tinker.SamplingClient],
+) -> None:
+    """A judge that speaks of the first three items only, and then likes the first place."""
+
+    def silent(item: Any, a: str, b: str) -> float | None:
+        return 1.0 if item in ITEMS[:3] else None
+
+    found = win_rate(*taught, ITEMS, silent, answers=2, max_tokens=12)
+    assert found.unreadable == 3 * 2 * 2
+    assert found.wins.tolist() == [0.5] * 6
+    assert found.first_preferred == 0.75
+    assert f"{found.unreadable} verdicts unreadable" in str(found)
 
 
 def test_numbers_are_those_of_the_samples(
@@ -133,5 +149,5 @@ def test_bad_input_is_named(reference: tinker.SamplingClient) -> None:
     with pytest.raises(ValueError, match="0 items, answers=1; both need >= 1"):
         win_rate(reference, reference, [], shorter, max_tokens=4)
     numbers = count(2)
-    with pytest.raises(ValueError, match=r"between 0 and 1, got \(2\.0, 3\.0\) for 'Item 0\?'"):
+    with pytest.raises(ValueError, match=r"between 0 and 1, got \(2, 3\) for 'Item 0\?'"):
         win_rate(reference, reference, ITEMS, lambda *_: next(numbers), max_tokens=4)

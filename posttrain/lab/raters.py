@@ -53,7 +53,9 @@ def rater_of(service: tinker.ServiceClient, world: World) -> Rater:
     judge = pairwise(service.create_sampling_client(base_model=world.judge).result())
 
     def label(item: Any, a: str, b: str, seed: int) -> bool | None:
-        verdict = (judge(item, a, b) + 1 - judge(item, b, a)) / 2
-        return None if verdict == 0.5 else verdict > 0.5
+        first, second = judge(item, a, b), judge(item, b, a)
+        if first is None or second is None or first == second:
+            return None
+        return first > second
 
     return Rater(label=label, judge=judge, gold=None, readable=lambda text: bool(text.strip()))
