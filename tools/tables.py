@@ -157,7 +157,7 @@ def _status_row(root: Path, kind: str, name: str, notebook: Path) -> list[str]:
         f"[{path}]({path})" if there else f"`{path}`",
         "done" if done else "planned",
         *(_headline(results, root, notebook.stem) if done else ["", "", ""]),
-        _minutes(notebook) if there else "",
+        _minutes(notebook) if done else "",
     ]
 
 
