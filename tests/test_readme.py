@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "PLAN.md", "CONTRIBUTING.md", "docs/design.md", "docs/tinker.md",
              "docs/engine.md", "docs/vocabulary.md", "docs/log.md", "methods/dpo/README.md",
              "methods/distillation/README.md", "methods/marl/README.md", "methods/rlhf/README.md",
-             "methods/rlvr/README.md", "methods/sdft/README.md",
+             "methods/rlvr/README.md", "methods/rubric_rl/README.md", "methods/sdft/README.md",
              "methods/sft/README.md"]  # fmt: skip
 ROOMS = ("posttrain", "methods", "models", "tools", "tests", "docs", "benchmarks", ".ci")
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
