@@ -57,11 +57,9 @@ def chat_turns(
         The tokens, and which of them are the assistant's own: those of turns 0, 2, 4, ...
 
     Raises:
-        ValueError: as in `chat_completion`; the answer is empty; the last turn is not the
-            assistant's; or the template changes what was said.
+        ValueError: as in `chat_completion`; the last turn is not the assistant's; or the template
+            changes what was said.
     """
-    if not "".join(turns).strip():
-        raise ValueError(f"an empty answer teaches nothing, leave it out; to {question[:80]!r}")
     if len(turns) % 2 == 0:
         raise ValueError(f"the assistant has the first turn and the last, so not {len(turns)}")
     said = "".join(turns)

@@ -94,11 +94,9 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text("".join(f"{json.dumps(row)}\n" for row in data))
         monkeypatch.setenv(f"POSTTRAIN_{name}", str(path))
     monkeypatch.setattr("posttrain.verdicts.READABLE", 0.0)  # a random model says anything
-
-    def grade(self: GSM8KProblem, text: str) -> Grade:
-        return Grade(correct=bool(text.strip()) and len(text) % 2 == 0, parsed=True)
-
-    monkeypatch.setattr(GSM8KProblem, "grade", grade)
+    monkeypatch.setattr(
+        GSM8KProblem, "grade", lambda self, text: Grade(correct=len(text) % 2 == 0, parsed=True)
+    )
 
 
 def few(cfg: Any) -> Any:
