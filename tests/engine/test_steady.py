@@ -95,7 +95,7 @@ def test_places_of_samples_hold_each_once(decoder: Decoder, counts: list[int]) -
     places = np.arange(cache.rows) if cache.places is None else cache.places.numpy()
     assert len(set(places.tolist())) == sum(counts)
     np.testing.assert_array_equal(cache.uids[places // cache.fan], cache.prompts)
-    least = max(1, FEWEST // cache.group)
+    least = -(-FEWEST // cache.group)
     assert len(cache.uids) * cache.fan <= max(SLACK, least) * cache.rows
 
 
