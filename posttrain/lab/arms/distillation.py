@@ -79,7 +79,7 @@ def distillation_config(
 ) -> distillation.Config:
     """The configuration of on-policy distillation at the world's scale; `within` has the others."""
     cfg = distillation.Config(
-        steps=world.steps(smoke=2, laptop=60, full=100),
+        steps=world.steps(smoke=2, laptop=30, full=100),
         prompts=pick(world.scale, smoke=4, laptop=16, full=32),
         group_size=pick(world.scale, smoke=2, laptop=4, full=4),
         max_tokens=world.max_tokens,
@@ -220,9 +220,10 @@ def start_only(service: tinker.ServiceClient, world: World, folder: Path, seed: 
 
 def on_problems_and_teacher(trained: Trained, world: World) -> Measured:
     """Right answers, and how the policy's own texts look beside the teacher's distribution: its
-    entropy and KL(p || q), in nats a token, from one answer to each of up to 200 problems."""
+    entropy and KL(p || q), in nats a token, from one answer to each of up to 200 problems. Nine
+    arms are many: four answers to a problem have to do."""
     assert trained.reference is not None  # every arm above has a teacher
-    found = on_problems(trained, world)
+    found = on_problems(trained, replace(world, k=min(world.k, 4)))
     groups = sample_answers(
         trained.stage.sampler, world.test[:200], 1, max_tokens=world.max_tokens, seed=0
     )
@@ -283,4 +284,5 @@ EXPERIMENT = Experiment(
     sources=[distillation, objectives, sft, sys.modules[__name__]],
     measure=on_problems_and_teacher,
     longer=True,
+    swept=1.0,
 )  # fmt: skip

@@ -91,7 +91,7 @@ def rubric_config(world: World, seed: int, rate: float | None = None) -> rlvr.Co
     as much as the policy, so a step has fewer stories than those of other lessons."""
     scale = world.scale
     cfg = rlvr.Config(
-        steps=world.steps(smoke=2, laptop=48, full=100),
+        steps=world.steps(smoke=2, laptop=24, full=100),
         prompts=pick(scale, smoke=2, laptop=4, full=32),
         group_size=pick(scale, smoke=3, laptop=8, full=16),
         max_tokens=world.max_tokens,
@@ -257,5 +257,6 @@ EXPERIMENT = Experiment(
     ],
     measure=on_judged_texts,
     chosen_by=("test/gold",),
+    swept=1.0,
     tasks=("rubrics", "rubrics"),
 )  # fmt: skip
