@@ -28,6 +28,7 @@ from posttrain.scale import Scale
 from posttrain.tasks import code, tools
 from posttrain.tasks.gold import gold
 from posttrain.tasks.human import probability
+from posttrain.tasks.problem import Demonstration
 from tests.test_demonstrations import ROBOTS
 from tests.test_gsm8k import ROWS
 from tests.test_preferences import ULTRA, said
@@ -126,6 +127,13 @@ def test_a_comparison_writes_paired_results(
     other = replace(experiment, configs=lambda world: {"rate": 1.0})
     with pytest.raises(ValueError, match="measured with other code or settings"):
         compare(base_service, other, worlds, [0, 1], tmp_path, tmp_path)
+
+
+def test_a_world_without_an_answer_to_imitate_is_refused() -> None:
+    world = world_of(Scale.SMOKE)
+    shown = [world.demonstrations[0], Demonstration("What is 2 + 3?", " ")]
+    with pytest.raises(ValueError, match=r"demonstration 1 \('What is 2 \+ 3\?'\) is empty"):
+        replace(world, demonstrations=shown)
 
 
 def test_cells_of_distillation_cost_the_same_teacher_tokens() -> None:

@@ -49,7 +49,11 @@ from posttrain.tasks.problem import Demonstration, Preference, Problem
 
 @dataclass(frozen=True)
 class World:
-    """One task at one scale."""
+    """One task at one scale.
+
+    Raises:
+        ValueError: a demonstration has an empty answer: to imitate it is to say nothing.
+    """
 
     scale: Scale
     task: str
@@ -69,6 +73,11 @@ class World:
     teacher: str | None = None  # a better model with the same tokenizer, to learn from
     renderer: Callable[[Any], Renderer] = renderer_for  # of a tokenizer: the format to ask in
     before: World | None = None  # the skill that is taught first, where one is to be kept
+
+    def __post_init__(self) -> None:
+        for i, shown in enumerate(self.demonstrations):
+            if not shown.answer.strip():
+                raise ValueError(f"demonstration {i} ({shown.question[:60]!r}) is empty")
 
     @property
     def graded(self) -> bool:

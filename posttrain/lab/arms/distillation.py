@@ -220,10 +220,9 @@ def start_only(service: tinker.ServiceClient, world: World, folder: Path, seed: 
 
 def on_problems_and_teacher(trained: Trained, world: World) -> Measured:
     """Right answers, and how the policy's own texts look beside the teacher's distribution: its
-    entropy and KL(p || q), in nats a token, from one answer to each of up to 200 problems. Nine
-    arms are many: four answers to a problem have to do."""
+    entropy and KL(p || q), in nats a token, from one answer to each of up to 200 problems."""
     assert trained.reference is not None  # every arm above has a teacher
-    found = on_problems(trained, replace(world, k=min(world.k, 4)))
+    found = on_problems(trained, world)
     groups = sample_answers(
         trained.stage.sampler, world.test[:200], 1, max_tokens=world.max_tokens, seed=0
     )
