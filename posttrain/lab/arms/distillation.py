@@ -244,14 +244,14 @@ EXPERIMENT = Experiment(
     name="methods/distillation",
     arms={
         "SFT start": start_only,
-        "more SFT": partial(more_people, rate=3e-3),
+        "more SFT": partial(more_people, rate=1e-3),
         "off-policy": partial(distil, cell=OFF_POLICY, rate=3e-3),
         "off-policy filtered": partial(filtered, rate=3e-3),
         "off-policy soft": partial(distil, cell=SOFT, rate=3e-3),
-        "off-policy reverse": partial(distil, cell=REVERSE, rate=1e-3),
+        "off-policy reverse": partial(distil, cell=REVERSE, rate=3e-4),
         "as DAgger": partial(distil, cell=DAGGER, rate=3e-3),
-        "on-policy": partial(distil, cell=ON_POLICY, rate=1e-3),
-        "on-policy top-k": partial(distil, cell=TOP_K, rate=1e-3),
+        "on-policy": partial(distil, cell=ON_POLICY, rate=3e-4),
+        "on-policy top-k": partial(distil, cell=TOP_K, rate=3e-4),
     },
     claims=[
         Claim("On-policy distillation beats the policy it starts from",

@@ -208,12 +208,12 @@ EXPERIMENT = Experiment(
     name="methods/rubric_rl",
     arms={
         "SFT start": start_only,
-        "weighted sum": partial(practise, rate=2e-3),
-        "without a price": partial(practise, rate=2e-3, beta=0.0),
-        "essential gate": partial(practise, rate=2e-3, paid=gated),
-        "holistic": partial(practise, rate=2e-3, paid=whole),
-        "partly checked": partial(practise, rate=2e-3, paid=checked),
-        "rejection sampling": partial(imitate_best, rate=3e-3),
+        "weighted sum": partial(practise, rate=1e-3),
+        "without a price": partial(practise, rate=1e-3, beta=0.0),
+        "essential gate": partial(practise, rate=1e-3, paid=gated),
+        "holistic": partial(practise, rate=1e-3, paid=whole),
+        "partly checked": partial(practise, rate=1e-3, paid=checked),
+        "rejection sampling": partial(imitate_best, rate=6e-3),
     },
     claims=[
         Claim("Rubric RL's stories are better than those of the start, by a quality that is in no "
