@@ -383,9 +383,6 @@ def home_of(given: Path | None) -> Path:
 
 def main() -> None:
     """Run the command line; what the user can mend is said in one line, without a traceback."""
-    from tinker import TinkerError
-
-    from posttrain.connect import BackendError
     from posttrain.engine.errors import UserError
 
     try:
@@ -394,5 +391,11 @@ def main() -> None:
         if ended.code == INTERRUPTED:
             print("interrupted; the same command resumes", file=sys.stderr)
         raise
-    except (ValueError, OSError, RuntimeError, TinkerError, BackendError, UserError) as error:
+    except (ValueError, OSError, RuntimeError, UserError) as error:
         sys.exit(f"posttrain: {error}")
+    except Exception as error:
+        from tinker import TinkerError  # slow to import: most errors need not wait for it
+
+        if isinstance(error, TinkerError):
+            sys.exit(f"posttrain: {error}")
+        raise

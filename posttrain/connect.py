@@ -9,6 +9,9 @@ Tokenizers, without network: on the embedded engine a base model goes by a short
 `get_tokenizer()` of a training or sampling client needs. The client that `connect()` returns
 translates short names where the SDK would load a tokenizer by the name it was given. No
 environment variable of `transformers` or `datasets` is touched.
+
+The SDK imports torch, which takes seconds; so it is imported here only where a client is made, and
+`posttrain --help` need not wait for it.
 """
 
 from __future__ import annotations
@@ -25,16 +28,15 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
-import tinker
-from tinker.auth import tinker_has_credentials
-from tinker.lib.base_url import DEFAULT_BASE_URL
 
 from posttrain.engine.files import raise_file_limit
-from posttrain.engine.models import Model
+
+if TYPE_CHECKING:
+    import tinker
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -61,28 +63,6 @@ _embedded: Embedded | None = None
 _starting = threading.Lock()
 
 
-class EmbeddedServiceClient(tinker.ServiceClient):
-    """A ServiceClient that knows the directories behind the short names of base models."""
-
-    def __init__(self, names: Mapping[str, str], **arguments: Any) -> None:
-        self._posttrain_names = dict(names)
-        super().__init__(**arguments)
-
-    def create_sampling_client(
-        self,
-        model_path: str | None = None,
-        base_model: str | None = None,
-        retry_config: Any = None,
-        record_stability_info: bool = False,
-    ) -> Any:
-        """As in `tinker.ServiceClient`; `base_model` may be a short name."""
-        if base_model is not None:
-            base_model = self._posttrain_names.get(base_model, base_model)
-        return super().create_sampling_client(
-            model_path, base_model, retry_config, record_stability_info
-        )
-
-
 def shipped_models(folder: Path = REPOSITORY / "models") -> dict[str, Path]:
     """The models that come with this repository: `posttrain/<folder name>` -> its directory."""
     found = sorted(path.parent for path in folder.glob("*/config.json"))
@@ -106,6 +86,12 @@ def connect(
         BackendError: the server does not answer, or the engine does not start. Within seconds,
             where the SDK would retry in silence for minutes.
     """
+    import tinker
+    from tinker.auth import tinker_has_credentials
+    from tinker.lib.base_url import DEFAULT_BASE_URL
+
+    from posttrain.engine_client import EmbeddedServiceClient
+
     raise_file_limit()
     url = os.environ.get("TINKER_BASE_URL", "").rstrip("/")
     if url and url != os.environ.get(MARK):
@@ -137,6 +123,8 @@ def say(quiet: bool, text: str) -> None:
 
 def full_names(models: Mapping[str, Path]) -> dict[str, str]:
     """Short name -> the name under which the SDK finds the tokenizer."""
+    from posttrain.engine.models import Model
+
     return {name: Model.full_name(directory) for name, directory in models.items()}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
 
@@ -147,7 +147,9 @@ def iqm(values: ArrayLike) -> float:
 
     Agarwal et al. 2021 (arXiv:2108.13264). A quarter, rounded down, is cut from each end.
     """
-    return float(stats.trim_mean(_finite(values, (1, 2)).ravel(), 0.25))
+    from scipy.stats import trim_mean  # takes a second to import, and is needed only here
+
+    return float(trim_mean(_finite(values, (1, 2)).ravel(), 0.25))
 
 
 def holm(p_values: ArrayLike) -> Array:
@@ -186,7 +188,7 @@ def _enough_seeds(count: int) -> None:
 
 
 def _t_interval(mean: float, error: float, freedom: float, confidence: float) -> Estimate:
-    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
+    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * error  # Student's t quantile
     return Estimate(mean, mean - half, mean + half)
 
 

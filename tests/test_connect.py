@@ -117,7 +117,7 @@ def test_a_sick_server_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_key_means_hosted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_API_KEY", "tml-some")
-    monkeypatch.setattr(module, "DEFAULT_BASE_URL", f"http://127.0.0.1:{dead_port()}")
+    monkeypatch.setattr("tinker.lib.base_url.DEFAULT_BASE_URL", f"http://127.0.0.1:{dead_port()}")
     fails_soon("hosted Tinker, because there is an API key")
 
 

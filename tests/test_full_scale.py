@@ -16,9 +16,9 @@ import pytest
 import tinker
 import torch
 
-from posttrain.connect import EmbeddedServiceClient
 from posttrain.engine.model import Decoder
 from posttrain.engine.models import Model
+from posttrain.engine_client import EmbeddedServiceClient
 from posttrain.lab import models
 from posttrain.lab.arms import (
     EXPERIMENTS,

@@ -18,7 +18,8 @@ MAY_IMPORT = {layer: LIBRARY[i:] for i, layer in enumerate(LIBRARY)} | {
     "problem": [],  # the protocol that everything shares
     "lab": [*LIBRARY, "connect"],  # runs experiments, so it knows backends
     "engine": ["engine"],
-    "connect": ["engine"],
+    "connect": ["engine", "engine_client"],
+    "engine_client": [],
     "root": ["connect"],  # posttrain/__init__.py offers posttrain.connect()
     "cli": [*LIBRARY, "cli", "connect", "engine"],
     "__main__": ["cli"],
