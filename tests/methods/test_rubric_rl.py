@@ -217,11 +217,8 @@ def test_the_weak_check_against_exact_verdicts() -> None:
 
 @pytest.fixture(scope="module")
 def judge_model(base_service: tinker.ServiceClient) -> tinker.SamplingClient:
-    model = base_service.create_lora_training_client("posttrain/base", rank=8, seed=0).result()
-    known = [judgement("train", i) for i in range(90)]
-    shown = [Demonstration(j.prompt, j.answer) for j in known]
-    list(sft.train(model, shown, sft.Config(steps=100, batch_size=6)))
-    return model.save_weights_and_get_sampling_client().result()
+    """The shipped one, which was taught to answer yes or no."""
+    return base_service.create_sampling_client(base_model="posttrain/judge").result()
 
 
 def test_a_language_judge_says_what_its_verdicts_say(judge_model: tinker.SamplingClient) -> None:
@@ -232,7 +229,7 @@ def test_a_language_judge_says_what_its_verdicts_say(judge_model: tinker.Samplin
     found, expected = verdicts(judge_model, prompts, ("yes", "no"))
     assert credits == [v.probability if v.readable else None for v in found]
     assert scored == expected
-    assert all(v.readable for v in found)  # it was taught to answer
+    assert all(v.readable for v in found)
 
 
 def test_a_model_that_says_other_things_is_unreadable(policy: tinker.TrainingClient) -> None:
