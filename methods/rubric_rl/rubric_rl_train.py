@@ -146,15 +146,15 @@ from posttrain.methods.rubric_rl import rubric_reward
 
 # %%
 cfg = rubric_config(world, seed=0, rate=2e-3)
-cfg = replace(cfg, steps=pick(scale, smoke=2, laptop=16, full=100))
+cfg = replace(cfg, steps=pick(scale, smoke=2, laptop=14, full=100))
 
 
-def practise_on(reward, label, beta=PRICE, cfg=cfg):
+def practise_on(reward, label, cfg=cfg):
     """RL from the start at a price for KL; its metrics, what was measured on the way, the policy.
     Exact scores and gold are only watched."""
     policy = service.create_training_client_from_state(checkpoint).result()
-    paid = kl_priced(watched(reward, rater), start, beta)
-    every, trail, history = max(1, cfg.steps // 4), [], []
+    paid = kl_priced(watched(reward, rater), start, PRICE)
+    every, trail, history = max(1, cfg.steps // 3), [], []
     with progress(label, 0, cfg.steps, ["judged", "exact", "kl", "length"]) as show:
         for step, metrics in enumerate(rlvr.train(policy, world.train, cfg, reward=paid), 1):
             history.append({"step": step, **metrics})
@@ -165,16 +165,15 @@ def practise_on(reward, label, beta=PRICE, cfg=cfg):
     return history, trail, sampler
 
 
-def examine(sampler, answers=1):
-    """Means over held-out requests, and the judge's and the stories' details."""
-    groups = sample_answers(sampler, test, answers, max_tokens=world.max_tokens, seed=0)
-    found = judge_texts(judge, test, groups)
+def examine(sampler):
+    """Means over held-out requests, and the stories with what the judge and gold say of each."""
+    groups = sample_answers(sampler, test, 1, max_tokens=world.max_tokens, seed=0)
+    found, golds = judge_texts(judge, test, groups), gold_means(rater, test, groups)
     means = {"judged": found.judged.mean(), "exact": found.exact.mean(),
              "kl": kl_from(start, [rollout for group in groups for rollout in group])}  # fmt: skip
-    golds = gold_means(rater, test, groups)
     if golds is not None:
         means["gold"] = golds.mean()
-    return {name: float(value) for name, value in means.items()}, found, groups
+    return {name: float(value) for name, value in means.items()}, found, golds, groups
 
 
 test = world.test[: pick(scale, smoke=4, laptop=60, full=None)]
@@ -192,12 +191,13 @@ assert torch.allclose(priced_P_G, rewards_P_G, atol=1e-2)
 # %% [markdown]
 # ## Training loop
 #
-# Three times: the weighted sum at a price for each nat of KL from the start; the same without a
-# price; and with the price, but with a program that answers for some of the statements.
+# The loop is that of [RLVR](../rlvr/rlvr_train.ipynb). The reward is the weighted sum minus a price
+# for each nat of KL from the start: the judge was trained on readable stories, and a policy that
+# moves away for nothing soon writes texts that it cannot judge. The lesson takes fewer steps than
+# the comparison over seeds, at twice the learning rate.
 
 # %%
-runs = {"weighted sum": practise_on(reward, "weighted sum"),
-        "without a price": practise_on(reward, "without a price", beta=0.0)}  # fmt: skip
+runs = {"weighted sum": practise_on(reward, "weighted sum")}
 
 # %% [markdown]
 # ### The remedy: let a program check what a program can
@@ -222,16 +222,16 @@ runs["partly checked"] = practise_on(hybrid, "partly checked")
 
 # %%
 samplers = {"SFT start": start, **{name: sampler for name, (_, _, sampler) in runs.items()}}
-ends = {name: examine(sampler, answers=2) for name, sampler in samplers.items()}
-for name, (means, found, _) in ends.items():
+ends = {name: examine(sampler) for name, sampler in samplers.items()}
+for name, (means, found, _, _) in ends.items():
     told = {**means, **{key.replace("_", " "): share for key, share in found.shares.items()}}
     print(f"{name:16} " + "  ".join(f"{key} {value:.2f}" for key, value in told.items()))
-estimates({name: bootstrap_mean(found.exact) for name, (_, found, _) in ends.items()},
+estimates({name: bootstrap_mean(found.exact) for name, (_, found, _, _) in ends.items()},
           title="Rubric met, by the exact check", xlabel="points, of 1")  # fmt: skip
 
 # %%
-golds = {name: gold_means(rater, test, groups) for name, (_, _, groups) in ends.items()}
-known = {name: bootstrap_mean(found) for name, found in golds.items() if found is not None}
+known = {name: bootstrap_mean(golds) for name, (_, _, golds, _) in ends.items()
+         if golds is not None}  # fmt: skip
 if known:
     estimates(known, title="Quality of stories, in no rubric", xlabel="mean gold score")
 
@@ -239,11 +239,10 @@ if known:
 # ### Judged, exact, gold: over training
 
 # %%
-before = {"step": 0, **examine(start)[0]}
+before = {"step": 0, **ends["SFT start"][0]}
 trails = {name: [before, *trail] for name, (_, trail, _) in runs.items()}
 lines = {f"{name}, {key}": [[{"step": point["step"], "points": point[key]} for point in trail]]
-         for name, trail in trails.items() for key in ("judged", "exact")
-         if name != "partly checked"}  # fmt: skip
+         for name, trail in trails.items() for key in ("judged", "exact")}  # fmt: skip
 curves(lines, "points", title="What the judge says and what is true, held-out requests",
        ylabel="points, of 1")  # fmt: skip
 
@@ -256,28 +255,32 @@ if known:
 # ### Criterion by criterion
 #
 # How far the statements of a kind are met while practising: by the judge, which pays, and in truth.
+# The last five steps together:
 
 # %%
 history = runs["weighted sum"][0]
 subjects = sorted(key.removeprefix("paid/") for key in history[0] if key.startswith("paid/"))
-for subject in subjects:
-    both = {whose: [[{"step": line["step"], "met": line[f"{key}/{subject}"]} for line in history
+
+
+def over_training(subject):
+    """How far its statements are met at each step, as the judge pays for them and in truth."""
+    return {whose: [[{"step": line["step"], "met": line[f"{key}/{subject}"]} for line in history
                      if f"{key}/{subject}" in line]]
             for whose, key in (("judge", "paid"), ("in truth", "true"))}  # fmt: skip
-    ends_at = {whose: np.mean([point["met"] for point in found[0][-5:]])
-               for whose, found in both.items()}  # fmt: skip
-    print(
-        f"{subject:12} at the end: judge {ends_at['judge']:.2f}, in truth {ends_at['in truth']:.2f}"
-    )
+
+
+at_the_end = {
+    subject: {whose: np.mean([point["met"] for point in line[-5:]])
+              for whose, (line,) in over_training(subject).items()}
+    for subject in subjects
+}  # fmt: skip
+for subject, met in at_the_end.items():
+    print(f"{subject:12} " + ", ".join(f"{whose} {share:.2f}" for whose, share in met.items()))
 
 # %%
-widest = max(subjects, key=lambda name: abs(
-    sum(line.get(f"paid/{name}", 0) - line.get(f"true/{name}", 0) for line in history)
-))  # fmt: skip
-curves({f"{whose}": [[{"step": line["step"], "met": line[f"{key}/{widest}"]} for line in history
-                      if f"{key}/{widest}" in line]]
-        for whose, key in (("judge", "paid"), ("in truth", "true"))},
-       "met", title=f"Where they differ most: {widest}", ylabel="share met")  # fmt: skip
+widest = max(subjects, key=lambda name: abs(np.subtract(*at_the_end[name].values())))
+curves(over_training(widest), "met", title=f"Where they differ most: {widest}",
+       ylabel="share met")  # fmt: skip
 
 # %%
 curves({name: [history] for name, (history, _, _) in runs.items()}, "kl",
@@ -307,22 +310,21 @@ curves({name: [[{"step": line["step"], "points": line[key]} for line in pleased]
 # difference of judged and exact.
 
 # %%
-ends["holistic"] = examine(runs["holistic"][2], answers=2)
-named = sorted({subject for _, found, _ in ends.values() for subject in found.parts})
+ends["holistic"] = examine(runs["holistic"][2])
+named = sorted({subject for _, found, _, _ in ends.values() for subject in found.parts})
 print(f"{'overpaid, points':16}" + "".join(f"{name:>12}" for name in [*named, "in all"]))
-for name, (_, found, _) in ends.items():
+for name, (_, found, _, _) in ends.items():
     parts = [found.parts.get(subject, 0.0) for subject in named]
     print(f"{name:16}" + "".join(f"{part:12.3f}" for part in [*parts, found.overpaid.mean()]))
 
 # %% [markdown]
-# And what do the stories look like? The first two requests, by whom nobody held and by whom one
-# question was enough.
+# And what do the stories look like? Two requests, before, after, and with one question for all.
 
 # %%
 for i in range(2):
     print(test[i].question)
-    for name in ("weighted sum", "without a price", "holistic"):
-        _, found, texts = ends[name]
+    for name in ("SFT start", "weighted sum", "holistic"):
+        _, found, _, texts = ends[name]
         print(f"  {name}: {texts[i][0].text.strip()[:400]}\n"
               f"    judged {found.judged[i]:.2f}, in truth {found.exact[i]:.2f}")  # fmt: skip
 
@@ -333,7 +335,7 @@ for i in range(2):
 # nothing, whatever else it has.
 
 # %%
-short = replace(cfg, steps=pick(scale, smoke=2, laptop=12, full=40))
+short = replace(cfg, steps=pick(scale, smoke=2, laptop=8, full=40))
 gated = rubric_reward(judge, essential_gate, truth=check)
 variants = {
     "weighted sum": history[: short.steps],
@@ -351,7 +353,7 @@ curves({name: [found] for name, found in variants.items()}, "exact",
 # %%
 import json
 
-for name, (means, _, _) in ends.items():
+for name, (means, _, _, _) in ends.items():
     print(f"This run, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in means.items()))
 recorded = Path("results.json")
 for claim in json.loads(recorded.read_text())["claims"] if recorded.exists() else []:
