@@ -39,7 +39,6 @@
 
 # %%
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +180,7 @@ assert abs(first["divergence"] - by_hand) < 1e-3
 # the prompt and for every token twice, so soft targets see fewer texts than hard ones.
 
 # %%
-cfg = replace(cfg, steps=pick(scale, smoke=2, laptop=24, full=100))
+cfg = replace(cfg, steps=pick(scale, smoke=2, laptop=20, full=100))
 budget = budget_of(cfg, world, tokenizer)
 print(f"budget: {budget:,} tokens of the teacher")
 histories: dict[str, list[dict[str, float]]] = {}
@@ -219,7 +218,7 @@ practise("soft", distil(soft_kl_q_p), cfg.steps)
 
 # %%
 people = sft.Config(
-    steps=hard_steps, batch_size=cfg.prompts * cfg.group_size, learning_rate=3e-3, seed=0
+    steps=hard_steps, batch_size=cfg.prompts * cfg.group_size, learning_rate=1e-3, seed=0
 )
 practise("more SFT", lambda policy: sft.train(policy, world.demonstrations, people), hard_steps)
 
@@ -304,29 +303,51 @@ curves(lengths, "pass@1", x="tokens", title="Right answers, by length of the sol
        xlabel="tokens of the worked solution", ylabel="share right")  # fmt: skip
 
 # %% [markdown]
-# ### A small data set, read again and again
+# ### Texts that are kept
 #
 # Usually the teacher's texts are written once and kept. Then a verifier can leave out those that
-# are wrong, and the likeliest tokens can be stored with each text. Here are few of them, read for
-# as many steps as before: what is learned by heart looks like progress to the loss.
+# are wrong. They are paid for all the same, and the right ones are read until there are as many
+# steps.
 
 # %% tags=["inline"]
 from posttrain.methods.distillation import Collected, collect, given
 
+
 # %%
-few = collect(
-    teacher, Questions(world.train[:16]), cfg, top=20,
-    keep=lambda item, text: item.grade(text.text).correct or scale == "smoke",
-)  # fmt: skip
-times = hard_steps * cfg.prompts * cfg.group_size / len(few.texts)
-print(f"{len(few.texts)} of {few.written} texts are right; each is read {times:.0f} times")
-again = replace(cfg, steps=hard_steps)
-for label, objective in (("few hard", sampled_kl_q_p), ("few soft", soft_kl_q_p)):
-    practise(label, partial(train, teacher=teacher, questions=questions, cfg=again,
-                            texts=given(few.texts), objective=objective), hard_steps)  # fmt: skip
+def right(item, text):
+    """Whether the text is kept. At smoke scale there would be none."""
+    return item.grade(text.text).correct or scale == "smoke"
+
+
+def read(label, found):
+    """Train on what was collected, for as many steps as with new texts."""
+    times = hard_steps * cfg.prompts * cfg.group_size / len(found.texts)
+    print(f"{len(found.texts)} of {found.written} texts are right; each is read {times:.1f} times")
+    again, texts = replace(cfg, steps=hard_steps), given(found.texts)
+    practise(
+        label,
+        lambda policy: train(
+            policy, teacher, questions, again, texts=texts, objective=sampled_kl_q_p
+        ),
+        hard_steps,
+    )
     print(f"{label}: {scores[label]['usual']}")
-curves({name: [histories[name]] for name in ("hard", "few hard", "few soft")}, "divergence",
+
+
+read("filtered", collect(teacher, questions, cfg, keep=right, budget=budget))
+
+# %% [markdown]
+# ### Few texts, read often
+#
+# The same with the right texts on 16 problems. What is learned by heart looks like progress to the
+# loss.
+
+# %%
+read("few", collect(teacher, Questions(world.train[:16]), cfg, keep=right))
+curves({name: [histories[name]] for name in ("hard", "filtered", "few")}, "divergence",
        title="KL(q, p) on what is trained on", ylabel="nats a token")  # fmt: skip
+before_after({name: scores[name]["usual"] for name in ("SFT start", "hard", "filtered", "few")},
+             title="Held-out problems, as long as practised")  # fmt: skip
 
 # %% [markdown]
 # ## Key observations
@@ -349,7 +370,7 @@ for claim in json.loads(recorded.read_text())["claims"] if recorded.exists() els
 
 # %% [markdown]
 # **When to use it.** Try off-policy distillation first when a better model exists and questions
-# without answers are plenty: hard targets need nothing but its texts. Spend what the teacher may
-# cost on many questions rather than on a few that are read often, which here ended below the start.
-# Where the student goes wrong on its own texts though not on the teacher's, go on with
+# without answers are plenty: hard targets need nothing but its texts. Keep only the right ones if
+# you can tell, and spend what the teacher may cost on many questions rather than on a few that are
+# read often. Where the student goes wrong on its own texts though not on the teacher's, go on with
 # [on-policy distillation](on_policy.ipynb).
