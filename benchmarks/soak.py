@@ -1,13 +1,14 @@
 """Thousands of RL steps on a toy model: the engine's memory and open files stay flat.
 
-    python -m benchmarks.soak                   2,000 steps, into benchmarks/soak.json
-    python -m benchmarks.soak --steps 200 --out /tmp/soak.json
+    python -m benchmarks.soak                  5 minutes of warm-up, then 4,000 steps
+    python -m benchmarks.soak --steps 20000 --out /tmp/soak.json
 
 Each step samples a group from the sampler of the present weights, trains on it with importance
 sampling, and asks for the next sampler. Every 50 steps the policy is saved under the same name,
 and another client opens a session, trains, samples and closes. What is measured is the engine's
-process. Its first third is warm-up: results are kept for two minutes after they were fetched, 256
-samplers for each session, and the latest 10,000 requests of a session for its trace.
+process. Until the warm-up is over it rightly grows: results are kept for two to three minutes
+after they were fetched, 256 samplers for each session, and the latest 10,000 requests of a session
+for its trace. The result is benchmarks/soak.json.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ ADAM = types.AdamParams(learning_rate=1e-3)
 OTHERS = 50  # steps between two visits of another client
 MEMORY = 4096  # KiB by which the engine may seem to grow: the steps of its allocator
 FILES = 8  # by which open files may differ: connections come and go
+WARM_UP = 300.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,11 @@ def rl_steps(policy: tinker.TrainingClient) -> Iterator[int]:
 def soak(
     service: tinker.ServiceClient,
     visitor: Callable[[], tinker.ServiceClient],
-    steps: int,
     others: int = OTHERS,
 ) -> Iterator[int]:
-    """The numbers of the steps, each when it is done."""
+    """The numbers of the steps, each when it is done, without end."""
     policy = service.create_lora_training_client("toy", rank=4, seed=0).result()
-    for step in islice(rl_steps(policy), steps):
+    for step in rl_steps(policy):
         if step % others == 0:
             policy.save_state("latest", overwrite=True).result()
             other = visitor()
@@ -125,13 +126,12 @@ def soak(
 
 
 def growth(readings: list[Reading]) -> dict[str, float]:
-    """After the first third: KiB by which memory grows (by its median slope), and how far the
-    median of open files moves from the second third to the last."""
-    later = readings[len(readings) // 3 :]
-    steps, memory = [r.step for r in later], [r.memory for r in later]
+    """KiB by which memory grows (by its median slope), and how far the median of open files moves
+    from the first half to the second."""
+    steps, memory = [r.step for r in readings], [r.memory for r in readings]
     slope = float(theilslopes(memory, steps).slope)
-    half = len(later) // 2
-    before, after = ([r.files for r in part] for part in (later[:half], later[half:]))
+    half = len(readings) // 2
+    before, after = ([r.files for r in part] for part in (readings[:half], readings[half:]))
     return {
         "memory_kib": round(slope * (steps[-1] - steps[0]), 1),
         "memory_kib_per_step": round(slope, 4),
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=4000, help="steps after the warm-up")
     parser.add_argument("--every", type=int, default=20, help="steps between two readings")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
@@ -176,20 +176,27 @@ def measure(url: str, pid: int, state: Path, args: argparse.Namespace) -> None:
 
     code = {"commit": git_commit(), "dirty": git_dirty()}
     service, begin, readings = connect(), time.monotonic(), []
-    for step in soak(service, connect, args.steps):
+    warm: int | None = None  # the first step after the warm-up
+    for step in soak(service, connect):
+        seconds = time.monotonic() - begin
+        if warm is None and seconds >= WARM_UP:
+            warm = step
         if step % args.every == 0:
-            readings.append(read(step, time.monotonic() - begin, url, pid, state))
+            readings.append(read(step, seconds, url, pid, state))
             print(readings[-1], flush=True)
+        if warm is not None and step >= warm + args.steps:
+            break
     service.close("success").result()
-    closed = read(args.steps, time.monotonic() - begin, url, pid, state)
-    found = growth(readings)
+    closed = read(step, time.monotonic() - begin, url, pid, state)
+    found = growth([reading for reading in readings if reading.seconds >= WARM_UP])
     flat = found["memory_kib"] <= MEMORY and found["files"] <= FILES
     freed = closed.sessions == closed.samplers == closed.snapshots == 0
     write_json(
         args.out,
         {
             "command": "python -m benchmarks.soak",
-            "steps": args.steps,
+            "steps": step,
+            "warm_up_seconds": WARM_UP,
             "seeds": "training client 0, visitors and prompts by the number of the step",
             "growth_after_warm_up": found,
             "allowed": {"memory_kib": MEMORY, "files": FILES},

@@ -6,6 +6,7 @@ long run of `benchmarks.soak` asserts it. Here the things that could pile up are
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import tinker
@@ -25,10 +26,10 @@ def test_memory_and_files_are_flat(tiny_model_dir: Path, tmp_path: Path) -> None
             return tinker.ServiceClient(base_url=engine.url, api_key=KEY)
 
         service, readings = connect(), []
-        for step in soak(service, connect, STEPS, others=10):
+        for step in islice(soak(service, connect, others=10), STEPS):
             if step % 5 == 0:
                 readings.append(read(step, 0.0, engine.url, engine.pid, tmp_path))
-        found = growth(readings[len(readings) // 2 :])
+        found = growth(readings[2 * len(readings) // 3 :])
         # Over 130 steps. A snapshot that stayed would take 20 KiB a step.
         assert found["memory_kib"] < 600, found
         assert found["files"] <= 4, found
@@ -47,5 +48,5 @@ def test_growth_is_found() -> None:
         for step in range(0, 600, 5)
     ]
     found = growth(readings)
-    assert 380 < found["memory_kib"] < 420
-    assert found["files"] == 2
+    assert 575 < found["memory_kib"] < 615
+    assert found["files"] == 3
