@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 
-# Read when torch is imported. Threads that wait for each other by spinning make everything up to
-# a hundred times slower as soon as another process wants one of the processor's cores.
+# Read when torch is imported. Threads that wait for each other awake make everything up to a
+# hundred times slower as soon as another process wants one of the processor's cores. Asleep at
+# once, they wake too late: a second thread then gains a small model nothing. So they stay awake for
+# about as long as waking takes, 0.1 ms. `python -m benchmarks.waiting` measures what that gains and
+# costs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import argparse
 import logging
