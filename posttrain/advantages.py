@@ -2,7 +2,8 @@
 how much a token of each completion counts: lengths `(P, G)` to weights `(P, G)`.
 
 P prompts, G completions of each. The group's own mean is the baseline, so no value model is
-needed; a group whose rewards are all equal has no contrast and gets zero from all of them.
+needed; a group whose rewards are all equal has no contrast and gets zero from all of them. A group
+of one could have no other: that is a ValueError.
 
 Dr. GRPO (arXiv:2503.20783) is GRPO without two divisions, one in each half of this file: by the
 standard deviation (`centred`) and by the completion's own length (`seq_mean_token_sum`).
@@ -18,7 +19,12 @@ def centred(rewards_P_G: Tensor) -> Tensor:
     """r - mean(r): the policy gradient with a group baseline (Dr. GRPO, arXiv:2503.20783).
 
     The baseline contains the completion's own reward, which shrinks the gradient to (G-1)/G.
+
+    Raises:
+        ValueError: G = 1, here and in all functions built on this one.
     """
+    if rewards_P_G.shape[1] < 2:
+        raise ValueError("a group of one has nothing to be compared with: group_size must be >= 2")
     return rewards_P_G - rewards_P_G.mean(1, keepdim=True)
 
 
@@ -39,14 +45,8 @@ def batch_standardised(rewards_P_G: Tensor, eps: float = 1e-6) -> Tensor:
 
 def rloo(rewards_P_G: Tensor) -> Tensor:
     """r_i - mean of the others' r = G/(G-1) (r_i - mean(r)): REINFORCE leave-one-out
-    (arXiv:2402.14740, eq. 8). The gradient is unbiased: no reward is in its own baseline.
-
-    Raises:
-        ValueError: there are no others, G = 1.
-    """
+    (arXiv:2402.14740, eq. 8). The gradient is unbiased: no reward is in its own baseline."""
     size = rewards_P_G.shape[1]
-    if size < 2:
-        raise ValueError("leave-one-out compares with the others of a group; a group of 1 has none")
     return centred(rewards_P_G) * (size / (size - 1))
 
 

@@ -300,10 +300,27 @@ def kl_from(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> fl
 
 def log_ratios(reference: tinker.SamplingClient, rollouts: Sequence[Rollout]) -> list[float]:
     """sum_t log p(y_t) - log p_ref(y_t) of each rollout over the tokens that the policy wrote, in
-    nats, p being who sampled it."""
+    nats, p being who sampled it.
+
+    Raises:
+        ValueError: to the reference the tokens of a rollout are another text.
+    """
+    check_reading(reference.get_tokenizer(), rollouts)
     scores_D = token_logprobs(reference, [(r.prompt, r.tokens) for r in rollouts])
     gaps = []
     for rollout, scores in zip(rollouts, scores_D, strict=True):
         told = zip(rollout.logprobs, scores.tolist(), rollout.sampled, strict=True)
         gaps.append(sum(p - q for p, q, sampled in told if sampled))
     return gaps
+
+
+def check_reading(tokenizer: Tokenizer, rollouts: Sequence[Rollout]) -> None:
+    """Raises ValueError where `tokenizer` reads another text in a rollout's tokens than who
+    sampled it. Of a conversation the text is only its answer, so those are not compared."""
+    for rollout in rollouts:
+        read = str(tokenizer.decode(rollout.tokens, skip_special_tokens=True))
+        if rollout.turns == (rollout.text,) and read != rollout.text:
+            raise ValueError(
+                f"the reference has another tokenizer: it reads {read[:60]!r} where the policy "
+                f"wrote {rollout.text[:60]!r}"
+            )

@@ -106,9 +106,14 @@ def test_what_each_rule_maximises(p: float, size: int) -> None:
         assert grpo > 2 * expected_gradient(centred, 0.05, size)
 
 
-def test_refusals() -> None:
-    with pytest.raises(ValueError, match="a group of 1 has none"):
-        rloo(torch.ones(2, 1))
+@pytest.mark.parametrize("rule", RULES)
+def test_a_group_of_one_has_no_baseline(rule: Callable[[Tensor], Tensor]) -> None:
+    """Its advantages would all be zero, and a run would teach nothing without saying so."""
+    with pytest.raises(ValueError, match="group_size must be >= 2"):
+        rule(torch.ones(2, 1))
+
+
+def test_rewards_that_maxrl_refuses() -> None:
     with pytest.raises(ValueError, match="no reward may be negative"):
         maxrl(torch.tensor([[1.0, -0.1]]))
 

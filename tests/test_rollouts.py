@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -254,6 +257,20 @@ def test_the_engine_scores_the_conversation_as_it_was_sampled(
             assert p == (pytest.approx(q, abs=1e-4) if mine else 0.0)
     assert kl_from(sampler, flat) == pytest.approx(0.0, abs=1e-3)
     assert talk() == groups
+
+
+def test_a_reference_that_reads_another_text_is_refused(
+    service: tinker.ServiceClient, tiny_model_dir: Path
+) -> None:
+    """Before it is asked: the stand-in can do nothing but show a tokenizer."""
+    sampler = service.create_sampling_client(base_model=str(tiny_model_dir)).result()
+    tokenizer = sampler.get_tokenizer()
+    rollout = Rollout([1], tokenizer("seven")["input_ids"], [-1.0] * 5, "seven", True)
+    other = SimpleNamespace(decode=lambda tokens, **_: "eleven")
+    stranger: Any = SimpleNamespace(get_tokenizer=lambda: other)
+    with pytest.raises(ValueError, match="it reads 'eleven' where the policy wrote 'seven'"):
+        kl_from(stranger, [rollout])
+    assert math.isfinite(kl_from(sampler, [rollout]))
 
 
 def test_groups_may_have_sizes_of_their_own(service: tinker.ServiceClient) -> None:

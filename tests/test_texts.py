@@ -26,9 +26,12 @@ REQUESTS = stories("test", 4)
 
 
 def told(text: str, *, finished: bool = True) -> Rollout:
-    """As a sampler of the tiny model would have told it: a byte is a token."""
-    tokens = [*text.encode()[:40], 256]
-    return Rollout([*b"Q"], tokens, [-1.0] * len(tokens), text, finished)
+    """As a sampler of the tiny model would have told it: a byte is a token.
+
+    That model has no room for a whole story, so its tokens are of a conversation, in two turns.
+    """
+    tokens, turns = [*text.encode()[:40], 256], (text[:40], text[40:])
+    return Rollout([*b"Q"], tokens, [-1.0] * len(tokens), text, finished, turns=turns)
 
 
 def test_scores_are_those_of_the_texts(service: tinker.ServiceClient, tiny_model_dir: Path) -> None:

@@ -125,6 +125,7 @@ def execute(
     )
     search = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     settings = {"SCALE": scale.value, "POSTTRAIN_CODE": code, "PYTHONPATH": search}
+    settings["PYTHONWARNINGS"] = "ignore:IProgress not found"  # nobody watches these bars
     try:
         client.execute(env={**os.environ, **settings})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:

@@ -346,6 +346,8 @@ read("filtered", collect(teacher, questions, cfg, keep=right, budget=budget))
 read("few", collect(teacher, Questions(world.train[:16]), cfg, keep=right))
 curves({name: [histories[name]] for name in ("hard", "filtered", "few")}, "divergence",
        title="KL(q, p) on what is trained on", ylabel="nats a token")  # fmt: skip
+
+# %%
 before_after({name: scores[name]["usual"] for name in ("SFT start", "hard", "filtered", "few")},
              title="Held-out problems, as long as practised")  # fmt: skip
 

@@ -363,6 +363,6 @@ for claim in json.loads(recorded.read_text())["claims"] if recorded.exists() els
 
 # %% [markdown]
 # **When to use it.** Use rubric RL when you can say what a good answer has, though no program can
-# check it. Ask about one statement at a time: one question about all of them was cheaper, and
-# taught to please the judge. Measure the judge on your policy's own texts before and after, let
-# programs answer where they can, and read the answers: what is in no rubric is paid for by nobody.
+# check it. Ask about one statement at a time, and keep a price for KL: one question about all of
+# them was cheaper, and taught to please the judge. Measure the judge on your policy's own texts
+# before and after, and read them: what is in no rubric is paid for by nobody.

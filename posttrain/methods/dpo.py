@@ -15,15 +15,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import tinker
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from posttrain.datums import batch_indices, chat_completion, chat_prompt, supervised_datum
+from posttrain.datums import (
+    batch_indices,
+    chat_completion,
+    chat_prompt,
+    same_tokenizer,
+    supervised_datum,
+)
 from posttrain.requests import results
 from posttrain.tasks.problem import Preference
+
+if TYPE_CHECKING:  # importing it takes as long as a training step
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 TIE = 1e-3  # nats; closer sums than this are equal: trainer and sampler agree no better
 
@@ -142,12 +152,14 @@ def token_averaged(loss: Loss) -> Loss:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one question as datums, each with the reference's log-probability in nats."""
+    """Two answers to one question as datums, each with the reference's log-probability in nats,
+    and the tokenizer whose tokens they are."""
 
     chosen: tinker.Datum
     rejected: tinker.Datum
     reference_chosen: float
     reference_rejected: float
+    tokenizer: Tokenizer
 
     @property
     def tokens(self) -> int:
@@ -190,7 +202,8 @@ def score_pairs(
         data_D += [supervised_datum(prompt, chosen), supervised_datum(prompt, rejected)]
     logps_D = reference_logps(reference, data_D)
     return [
-        Pair(data_D[i], data_D[i + 1], logps_D[i], logps_D[i + 1]) for i in range(0, len(data_D), 2)
+        Pair(data_D[i], data_D[i + 1], logps_D[i], logps_D[i + 1], tokenizer)
+        for i in range(0, len(data_D), 2)
     ]
 
 
@@ -228,7 +241,12 @@ def train(
         tokens: that went through forward and backward;
         scored_tokens: through forward alone. A custom loss is computed here, from the
             log-probabilities of a first forward pass; the server's backward needs a second.
+
+    Raises:
+        ValueError: the policy has another tokenizer than the reference that scored the pairs.
     """
+    for tokenizer in {id(pair.tokenizer): pair.tokenizer for pair in pairs}.values():
+        same_tokenizer(policy.get_tokenizer(), tokenizer)
     for step in range(start, cfg.steps):
         batch = batch_indices(len(pairs), cfg.batch_size, cfg.seed, step)
         batch_B = [pairs[i] for i in batch]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tinker
@@ -409,3 +411,12 @@ def test_pairs_that_teach_nothing_or_too_long_are_refused(
 def test_without_pairs_there_is_nothing_to_train_on(tiny: tinker.TrainingClient) -> None:
     with pytest.raises(ValueError, match="the dataset is empty"):
         next(train(tiny, [], Config()))
+
+
+def test_pairs_of_another_tokenizer_are_refused_before_the_first_step(pairs: list[Pair]) -> None:
+    """The stand-in can do nothing but show a tokenizer, so any other call would fail."""
+    vocabulary = {**pairs[0].tokenizer.get_vocab(), "<new>": 999}
+    other = SimpleNamespace(get_vocab=lambda: vocabulary, eos_token_id=256)
+    policy: Any = SimpleNamespace(get_tokenizer=lambda: other)
+    with pytest.raises(ValueError, match="'<new>' is 999 in one and unknown in the other"):
+        next(train(policy, pairs, Config()))
