@@ -116,7 +116,7 @@ def math_world(scale: Scale, seed: int = 0) -> World:
         model=count(smoke=SHIPPED, laptop=SHIPPED, full=HOSTED),
         rank=count(smoke=8, laptop=16, full=32),
         k=count(smoke=4, laptop=16, full=16),
-        max_tokens=count(smoke=80, laptop=160, full=160),
+        max_tokens=count(smoke=48, laptop=160, full=160),
         demonstrations=by_people(
             math.problems("train", count(smoke=64, laptop=500, full=500), seed=seed), seed
         ),
@@ -201,7 +201,7 @@ def stories_world(scale: Scale, seed: int = 0) -> World:
         model=count(smoke=SHIPPED, laptop=SHIPPED, full=HOSTED),
         rank=count(smoke=8, laptop=16, full=32),
         k=2,
-        max_tokens=count(smoke=80, laptop=160, full=160),
+        max_tokens=count(smoke=48, laptop=160, full=160),
         demonstrations=[
             Demonstration(request.question, text)
             for request, (text,) in zip(shown, told_by_people(shown, seed, 1), strict=True)
