@@ -46,7 +46,7 @@ import torch
 
 from posttrain.connect import connect
 from posttrain.evals import longest, side_by_side
-from posttrain.lab.arms.distillation import OFF_POLICY, budget_of, distillation_config, within
+from posttrain.lab.arms.distillation import OFF_POLICY, SOFT, budget_of, distillation_config, within
 from posttrain.lab.arms.rlvr import cold_start_config
 from posttrain.lab.lengths import by_length, held_out, scores_of
 from posttrain.lab.worlds import world_of
@@ -88,7 +88,7 @@ start = student.save_weights_and_get_sampling_client().result()
 tokenizer = start.get_tokenizer()
 
 # %%
-problems = held_out(world, *pick(scale, smoke=(4, 4), laptop=(150, 75), full=(None, None)))
+problems = held_out(world, *pick(scale, smoke=(4, 4), laptop=(80, 50), full=(None, None)))
 k = pick(scale, smoke=2, laptop=8, full=16)
 scores = {"SFT start": scores_of(start, problems, k, world),
           "teacher": scores_of(teacher, problems, k, world)}  # fmt: skip
@@ -180,7 +180,7 @@ assert abs(first["divergence"] - by_hand) < 1e-3
 # the prompt and for every token twice, so soft targets see fewer texts than hard ones.
 
 # %%
-cfg = replace(cfg, steps=pick(scale, smoke=2, laptop=20, full=100))
+cfg = replace(cfg, steps=pick(scale, smoke=2, laptop=10, full=100))
 budget = budget_of(cfg, world, tokenizer)
 print(f"budget: {budget:,} tokens of the teacher")
 histories: dict[str, list[dict[str, float]]] = {}
@@ -209,7 +209,7 @@ def distil(objective, texts=teachers_texts):
 
 hard_steps = within(cfg, world, tokenizer, OFF_POLICY)
 practise("hard", distil(sampled_kl_q_p), hard_steps)
-practise("soft", distil(soft_kl_q_p), cfg.steps)
+practise("soft", distil(soft_kl_q_p), within(cfg, world, tokenizer, SOFT))
 
 # %% [markdown]
 # ### The control: people instead of the teacher
@@ -257,12 +257,12 @@ curves({name: [histories[name]] for name in ("hard", "soft")}, "divergence",
 # ### Failure mode: exposure bias
 #
 # The same divergence, measured at each place of a text, on new texts of the teacher and on the
-# student's own. On the teacher's texts all is well to the end. On its own the student goes where
-# the teacher would not have gone, and there it was never taught.
+# student's own. On its own texts the student goes where the teacher would not have gone, and there
+# it was never taught: training takes less of the distance away.
 
 # %%
 probe = Questions(list(problems[last]))
-wide = replace(cfg, prompts=len(probe.items), group_size=1)
+wide = replace(cfg, prompts=len(probe.items), group_size=2)
 
 
 def apart(sampler, texts):
@@ -280,7 +280,7 @@ def by_place(rows, bins=8):
 
 
 # %%
-lines = {}
+lines, means = {}, {}
 for label in ("SFT start", "hard"):
     sampler = after[label]
     theirs = teachers_texts(sampler, teacher, probe, wide, step=0)
@@ -288,7 +288,11 @@ for label in ("SFT start", "hard"):
     for whose, texts in (("teacher's texts", theirs), ("own texts", mine)):
         rows = apart(sampler, texts)
         lines[f"{label}, {whose}"] = [by_place(rows)]
-        print(f"{label}, {whose}: KL(q, p) {torch.cat(rows).mean():.3f} nats a token")
+        means[label, whose] = torch.cat(rows).mean().item()
+        print(f"{label}, {whose}: KL(q, p) {means[label, whose]:.3f} nats a token")
+for whose in ("teacher's texts", "own texts"):
+    left = means["hard", whose] / means["SFT start", whose]
+    print(f"{whose}: {1 - left:.0%} of the distance is gone")
 curves(lines, "kl", x="part", title="How far from the teacher, along a text",
        xlabel="share of the text that is written", ylabel="nats a token")  # fmt: skip
 

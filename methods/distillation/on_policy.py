@@ -89,7 +89,7 @@ start = student.save_weights_and_get_sampling_client().result()
 tokenizer = start.get_tokenizer()
 
 # %%
-problems = held_out(world, *pick(scale, smoke=(4, 4), laptop=(150, 75), full=(None, None)))
+problems = held_out(world, *pick(scale, smoke=(4, 4), laptop=(100, 50), full=(None, None)))
 k = pick(scale, smoke=2, laptop=8, full=16)
 scores = {"SFT start": scores_of(start, problems, k, world),
           "teacher": scores_of(teacher, problems, k, world)}  # fmt: skip
@@ -186,11 +186,11 @@ print(f"largest advantage of a student that teaches itself: {largest * len(own.d
 # ## Training loop
 #
 # The teacher's work is what costs: it is the large model. So every run below ends when the teacher
-# has computed the same number of tokens, written or scored. They are two thirds as long as those of
-# the comparison over seeds, at a rate that was as good on validation (`sweep.json`).
+# has computed the same number of tokens, written or scored. They are less than half as long as
+# those of the comparison over seeds, at a rate that was as good on validation (`sweep.json`).
 
 # %%
-cfg = replace(cfg, steps=pick(scale, smoke=2, laptop=20, full=100))
+cfg = replace(cfg, steps=pick(scale, smoke=2, laptop=12, full=100))
 budget = budget_of(cfg, world, tokenizer)
 print(f"budget: {budget:,} tokens of the teacher")
 histories: dict[str, list[dict[str, float]]] = {}

@@ -113,7 +113,7 @@ checkpoint = student.save_state("rlvr-lesson-start", overwrite=True).result().pa
 reference = student.save_weights_and_get_sampling_client().result()
 
 # %%
-test = world.test[: pick(scale, smoke=8, laptop=150, full=None)]
+test = world.test[: pick(scale, smoke=8, laptop=120, full=None)]
 k = pick(scale, smoke=2, laptop=16, full=16)
 before = evaluate(reference, test, k, max_tokens=world.max_tokens)
 print("SFT start:", before)
@@ -214,7 +214,7 @@ def right_steps(problem, said):
     return problem.grade_steps(said)
 
 
-short = replace(cfg, steps=pick(scale, smoke=2, laptop=20, full=40))
+short = replace(cfg, steps=pick(scale, smoke=2, laptop=12, full=40))
 variants = {"outcome, importance sampling": [history[: short.steps]]}
 if hasattr(world.train[0], "grade_steps"):
     variants["step reward"] = [practise("step reward", short, reward=each(right_steps))[0]]

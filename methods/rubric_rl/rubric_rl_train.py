@@ -146,15 +146,15 @@ from posttrain.methods.rubric_rl import rubric_reward
 
 # %%
 cfg = rubric_config(world, seed=0, rate=2e-3)
-cfg = replace(cfg, steps=pick(scale, smoke=2, laptop=14, full=100))
+cfg = replace(cfg, steps=pick(scale, smoke=2, laptop=8, full=100))
 
 
-def practise_on(reward, label, cfg=cfg):
-    """RL from the start at a price for KL; its metrics, what was measured on the way, the policy.
-    Exact scores and gold are only watched."""
+def practise_on(reward, label, cfg=cfg, looks=2):
+    """RL from the start at a price for KL; its metrics, what was measured on the way (so many
+    `looks`), the policy. Exact scores and gold are only watched."""
     policy = service.create_training_client_from_state(checkpoint).result()
     paid = kl_priced(watched(reward, rater), start, PRICE)
-    every, trail, history = max(1, cfg.steps // 3), [], []
+    every, trail, history = max(1, cfg.steps // looks), [], []
     with progress(label, 0, cfg.steps, ["judged", "exact", "kl", "length"]) as show:
         for step, metrics in enumerate(rlvr.train(policy, world.train, cfg, reward=paid), 1):
             history.append({"step": step, **metrics})
@@ -335,11 +335,11 @@ for i in range(2):
 # nothing, whatever else it has.
 
 # %%
-short = replace(cfg, steps=pick(scale, smoke=2, laptop=8, full=40))
+short = replace(cfg, steps=pick(scale, smoke=2, laptop=4, full=40))
 gated = rubric_reward(judge, essential_gate, truth=check)
 variants = {
     "weighted sum": history[: short.steps],
-    "essential gate": practise_on(gated, "essential gate", cfg=short)[0],
+    "essential gate": practise_on(gated, "essential gate", cfg=short, looks=1)[0],
 }
 curves({name: [found] for name, found in variants.items()}, "exact",
        title="Rubric met while practising, by the exact check", ylabel="points, of 1")  # fmt: skip
