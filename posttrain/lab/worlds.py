@@ -116,7 +116,7 @@ def math_world(scale: Scale, seed: int = 0) -> World:
         model=count(smoke=SHIPPED, laptop=SHIPPED, full=HOSTED),
         rank=count(smoke=8, laptop=16, full=32),
         k=count(smoke=4, laptop=16, full=16),
-        max_tokens=count(smoke=48, laptop=160, full=160),
+        max_tokens=count(smoke=64, laptop=160, full=160),
         demonstrations=by_people(
             math.problems("train", count(smoke=64, laptop=500, full=500), seed=seed), seed
         ),
