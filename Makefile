@@ -14,19 +14,27 @@ TORCH_INDEX ?=
 TORCH = $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
 SCALE ?= laptop
 
-.PHONY: lab test notebook notebooks bench install clean
+.PHONY: lab test style types lessons notebook notebooks bench install clean
 
 lab: .venv/lab
 	.venv/bin/posttrain lab --scale $(SCALE)
 
+# Types and lessons are checked side by side: each keeps one core busy.
 test: .venv/dev
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/python tools/weave.py --check
-	.venv/bin/python tools/tables.py --check
+	$(MAKE) --jobs=2 style types lessons
 	.venv/bin/pytest -n 2 --dist loadfile
 	.venv/bin/python tools/weave.py --smoke
+
+style: .venv/dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/dev
+	.venv/bin/mypy
+
+lessons: .venv/dev
+	.venv/bin/python tools/weave.py --check
+	.venv/bin/python tools/tables.py --check
 
 notebook: .venv/lab
 	.venv/bin/jupyter notebook methods

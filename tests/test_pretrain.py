@@ -43,6 +43,14 @@ def toy(steps: int) -> Recipe:
     return replace(TOY, phases=(replace(first, steps=steps - later), replace(second, steps=later)))
 
 
+@pytest.fixture(scope="module")
+def trained_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tokenizer, for runs that are not about it: training one takes seconds."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(TOY, sample=300).save_pretrained(folder)
+    return str(folder)
+
+
 def test_it_learns_and_exports_what_transformers_loads(tmp_path: Path) -> None:
     decoder = pretrain(TOY, tmp_path / "work", compiled=False)
     export(decoder, TOY, tmp_path / "work", tmp_path / "model")
@@ -60,9 +68,10 @@ def test_it_learns_and_exports_what_transformers_loads(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pretrain(toy(6), tmp_path / "whole", compiled=False, every=2)
+    recipe = replace(toy(6), tokenizer=trained_tokenizer)
+    whole = pretrain(recipe, tmp_path / "whole", compiled=False, every=2)
     rate = Recipe.rate
 
     def crash(recipe: Recipe, step: int) -> float:
@@ -73,16 +82,17 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(Recipe, "rate", crash)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(toy(6), tmp_path / "cut", compiled=False, every=2)
-    resumed = pretrain(toy(6), tmp_path / "cut", compiled=False, every=2)
+            pretrain(recipe, tmp_path / "cut", compiled=False, every=2)
+    resumed = pretrain(recipe, tmp_path / "cut", compiled=False, every=2)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    pretrain(toy(1), tmp_path, compiled=False, every=1)
+def test_a_checkpoint_of_another_recipe_is_refused(trained_tokenizer: str, tmp_path: Path) -> None:
+    one, two = (replace(toy(steps), tokenizer=trained_tokenizer) for steps in (1, 2))
+    pretrain(one, tmp_path, compiled=False, every=1)
     with pytest.raises(SystemExit, match="another recipe"):
-        pretrain(toy(2), tmp_path, compiled=False)
+        pretrain(two, tmp_path, compiled=False)
 
 
 def test_batches_do_not_depend_on_where_a_run_resumed() -> None:
@@ -115,6 +125,12 @@ def test_one_solver_writes_a_whole_document() -> None:
     after_right = [b for a, b in pairs if not a]
     after_wrong = [b for a, b in pairs if a]
     assert sum(after_right) / len(after_right) + 0.2 < sum(after_wrong) / len(after_wrong)
+
+
+def test_a_tokenizer_trained_again_is_the_same() -> None:
+    """What a resumed run relies on: it keeps the weights, and trains the tokenizer anew."""
+    once, again = (train_tokenizer(TOY, sample=300).backend_tokenizer.to_str() for _ in range(2))
+    assert once == again
 
 
 def test_every_digit_is_a_token_of_its_own() -> None:

@@ -32,8 +32,9 @@ def test_memory_and_files_are_flat(tiny_model_dir: Path, tmp_path: Path) -> None
                 gc.collect()  # clients leave their connections to it
                 readings.append(read(step, 0.0, engine.url, engine.pid, tmp_path))
         found = growth(readings[2 * len(readings) // 3 :])
-        # Over 100 steps. A snapshot that stayed would take 20 KiB a step.
-        assert found["memory_kib"] < 450, found
+        # Over 100 steps, in which the allocator still takes 400 to 500. A snapshot that stayed at
+        # every step would take 2,000 more.
+        assert found["memory_kib"] < 1000, found
         assert found["files"] <= 4, found
         assert max(reading.snapshots for reading in readings) <= 17
         assert max(reading.samplers for reading in readings) <= 18
