@@ -88,8 +88,8 @@ start = student.save_weights_and_get_sampling_client().result()
 tokenizer = start.get_tokenizer()
 
 # %%
-problems = held_out(world, *pick(scale, smoke=(4, 4), laptop=(80, 50), full=(None, None)))
-k = pick(scale, smoke=2, laptop=8, full=16)
+problems = held_out(world, *pick(scale, smoke=(4, 4), laptop=(70, 50), full=(None, None)))
+k = pick(scale, smoke=2, laptop=4, full=16)
 scores = {"SFT start": scores_of(start, problems, k, world),
           "teacher": scores_of(teacher, problems, k, world)}  # fmt: skip
 for name, found in scores.items():
@@ -207,9 +207,9 @@ def distil(objective, texts=teachers_texts):
     )
 
 
-hard_steps = within(cfg, world, tokenizer, OFF_POLICY)
-practise("hard", distil(sampled_kl_q_p), hard_steps)
+practise("hard", distil(sampled_kl_q_p), within(cfg, world, tokenizer, OFF_POLICY))
 practise("soft", distil(soft_kl_q_p), within(cfg, world, tokenizer, SOFT))
+hard_steps = len(histories["hard"])
 
 # %% [markdown]
 # ### The control: people instead of the teacher

@@ -216,7 +216,7 @@ print("SFT start, Kuhn poker:", {k: round(v, 3) for k, v in look(start)[1].items
 
 # %%
 cfg = marl_config(world, seed=0, rate=3e-4)
-cfg = replace(cfg, steps=pick(scale, smoke=cfg.steps, laptop=36, full=cfg.steps))
+cfg = replace(cfg, steps=pick(scale, smoke=cfg.steps, laptop=32, full=cfg.steps))
 policy = service.create_training_client_from_state(checkpoint).result()
 first = next(train([policy], world.train, replace(cfg, learning_rate=0.0), ask=ask))
 print({name: round(value, 4) for name, value in first.items()})
@@ -251,7 +251,7 @@ def practise(label, cfg, **variant):
     print(f"{label}, Nim: {moves[label]}")
 
 
-LOOK = pick(scale, smoke=1, laptop=3, full=10)
+LOOK = pick(scale, smoke=1, laptop=4, full=10)
 samplers = {"SFT start": start}
 histories: dict[str, list[dict[str, float]]] = {}
 tracks: dict[str, list[dict[str, float]]] = {}  # what `look` saw
@@ -394,7 +394,8 @@ curves(entropies, "first/entropy", title="Entropy while practising", ylabel="nat
 #
 # But what one strategy loses when it goes astray, all of them together may still know. A mixture of
 # past selves draws one of them for each game; it is a strategy as well, and its exploitability is
-# exact too. This is what fictitious play converges with: the average, not the last one.
+# exact too. This is what fictitious play converges with: the average, not the last one. It forgets
+# slowly, though: what was bad for long stays in it for long.
 
 # %%
 averages = {
@@ -421,7 +422,7 @@ for name in ("too fast", "too fast, past selves"):
 # The same self-play with one baseline for both games and both seats. The objective is the same.
 
 # %%
-short = replace(cfg, steps=pick(scale, smoke=1, laptop=10, full=40))
+short = replace(cfg, steps=pick(scale, smoke=1, laptop=8, full=40))
 practise("one baseline", short, advantages=shared_advantages)
 roles = {name: [histories[name][: short.steps]] for name in ("self-play", "one baseline")}
 curves(roles, "first/optimal", title="Best moves while practising", ylabel="share of decisions")
