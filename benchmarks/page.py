@@ -67,8 +67,9 @@ WHY = """\
   sample and head: all keys and values are read for every token, which is bound by memory.
 - **RL steps** are the two together.
 - **The first step** waits for two processes, which share one core: the client imports the SDK, and
-  the engine PyTorch.
-- **Calls**: client and engine share one core here too, and an SFT step is two calls.
+  both import PyTorch. The parts are below.
+- **Calls**: client and engine share one core here too, and an SFT step is two calls. The parts of
+  these are below as well.
 """
 ABSENT = """\
 ## Peers that are not here
@@ -81,8 +82,12 @@ ABSENT = """\
 """
 
 
-def render(results: dict[str, Any]) -> str:
-    """The page. Cells that are not measured stay empty, and are said to be missing."""
+def render(results: dict[str, Any], made_of: dict[str, Any] | None = None) -> str:
+    """The page. Cells that are not measured stay empty, and are said to be missing.
+
+    Args:
+        made_of: the result of `benchmarks.parts`, which may come from another machine.
+    """
     cells: Cells = results["cells"]
     parts = [
         HEADER,
@@ -91,6 +96,7 @@ def render(results: dict[str, Any]) -> str:
         unmet(cells),
         *(times_section(cells, threads) for threads in (1, 2)),
         f"## First step, memory, calls\n\n{first_and_memory(cells)}\n{calls_table(cells)}",
+        parts_section(made_of) if made_of else "",
         peak_section(cells),
         growth_section(cells),
         METHOD,
@@ -243,6 +249,33 @@ def calls_table(cells: Cells) -> str:
         f"engine in the same process ({key.split()[1]}, {key.split()[3]}, one thread):\n"
     )
     return f"{text}\n{table(['Call', 'SDK', 'Engine alone', 'Overhead'], rows)}"
+
+
+def parts_section(made_of: dict[str, Any]) -> str:
+    step, imports = made_of["first step"], made_of["first step"]["imports"]
+    rows = {
+        "Python and imports": (imports["client"], imports["engine"]),
+        "until a training client is ready": (
+            step["ready"]["client"],
+            step["ready"]["engine"] - imports["engine"],
+        ),
+        "the SFT step": (step["step"]["client"], step["step"]["engine"]),
+    }
+    rows["together"] = tuple(map(sum, zip(*rows.values(), strict=True)))  # type: ignore[assignment]
+    shown = [[name, *(f"{value:.2f} s" for value in row)] for name, row in rows.items()]
+    single = [
+        [name, ms(call["time"]), ms(call["client"]), ms(call["engine"])]
+        for name, call in made_of["calls"].items()
+    ]
+    return (
+        "## What a first step and a call are made of\n\n"
+        "Processor time of the two processes, which take turns on one core (`python -m\n"
+        f"benchmarks.parts`): {made_of['processor']}; torch {made_of['torch']}; model `tiny`,\n"
+        f"float32; medians of {made_of['rounds']} rounds, at commit {made_of['commit'][:12]}.\n"
+        f"Python and PyTorch alone take {imports['torch']:.2f} s of each import.\n\n"
+        f"{table(['First step', 'Client', 'Engine'], shown)}\n"
+        f"{table(['Call', 'Time', 'Client', 'Engine'], single)}"
+    )
 
 
 # The engine by itself -----------------------------------------------------------------------------

@@ -220,9 +220,16 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{time.monotonic() - before:.0f} s",
                 flush=True,
             )
-    write_text(page, render(json.loads(results_file.read_text())))
+    write_text(page, written_from(results_file))
     print(f"wrote {page}")
     return 0
+
+
+def written_from(results: Path) -> str:
+    """The page of these results, and of the parts that are beside them."""
+    parts = results.with_name("parts.json")
+    made_of = json.loads(parts.read_text()) if parts.exists() else None
+    return render(json.loads(results.read_text()), made_of)
 
 
 def check(results: Path, page: Path) -> int:
@@ -230,7 +237,7 @@ def check(results: Path, page: Path) -> int:
     if results.exists() != page.exists():
         print(f"of {results.name} and {page.name} one is missing; `make bench` writes both")
         return 1
-    if page.exists() and page.read_text() != render(json.loads(results.read_text())):
+    if page.exists() and page.read_text() != written_from(results):
         print(f"{page.name} is not written from {results.name}: python -m benchmarks.run --page")
         return 1
     return 0

@@ -6,6 +6,8 @@ The rates of this machine are nobody's test.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import comparison, page, run, tasks
+from benchmarks import comparison, page, parts, run, tasks
 from benchmarks.cell import ENGINES
 from benchmarks.engine import Engine, cpu_seconds, profile
 from benchmarks.plain import Plain
@@ -255,6 +257,49 @@ def test_a_page_that_was_edited_is_refused(small: dict[str, Any], tmp_path: Path
     assert run.check(results, written) == 0
     written.write_text(page.render(small).replace("2.50x", "3.50x"))
     assert run.check(results, written) == 1
+
+
+def test_parts_are_shown_beside_the_results(small: dict[str, Any], tmp_path: Path) -> None:
+    made_of = {
+        "commit": "ab38afa00000ffff", "processor": "Another", "rounds": 5, "torch": "2.13.0",
+        "first step": {
+            "imports": {"torch": 2.0, "client": 3.5, "engine": 2.5},
+            "ready": {"client": 0.25, "engine": 3.25},
+            "step": {"client": 0.125, "engine": 1.0, "time": 1.2},
+        },
+        "calls": {"sample": {"time": 0.0123, "client": 0.004, "engine": 0.008}},
+    }  # fmt: skip
+    results, written = tmp_path / "results.json", tmp_path / "page.md"
+    results.write_text(json.dumps(small))
+    (tmp_path / "parts.json").write_text(json.dumps(made_of))
+    written.write_text(page.render(small))
+    assert run.check(results, written) == 1  # the parts are missing
+    text = page.render(small, made_of)
+    for line in (
+        "| Python and imports | 3.50 s | 2.50 s |",
+        "| until a training client is ready | 0.25 s | 0.75 s |",
+        "| the SFT step | 0.12 s | 1.00 s |",
+        "| together | 3.88 s | 4.25 s |",
+        "| sample | 12.3 ms | 4.0 ms | 8.0 ms |",
+        "Python and PyTorch alone take 2.00 s of each import.",
+    ):
+        assert f"{line}\n" in text, line
+    written.write_text(text)
+    assert run.check(results, written) == 0
+
+
+def test_processor_time_is_that_of_the_process_alone() -> None:
+    """A child that has been busy for a third of a second, and one that has slept as long."""
+    busy = "import time\nwhile time.process_time() < 0.35: pass\nprint(flush=True)\ninput()"
+    idle = "import time\ntime.sleep(0.35)\nprint(flush=True)\ninput()"
+    pipe = subprocess.PIPE
+    for code, least, most in ((busy, 0.33, 0.45), (idle, 0.0, 0.2)):
+        command = [sys.executable, "-S", "-c", code]
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            assert least <= parts.of_process(child.pid) <= most
+    assert parts.of_import("json") < parts.of_import("torch")
 
 
 def test_the_committed_page_is_written_from_the_committed_results() -> None:
