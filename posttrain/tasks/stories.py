@@ -50,10 +50,12 @@ from posttrain.tasks.prose import (
 
 DEMANDS = (2, 6)  # least and greatest difficulty: hero and mood, and what else is asked for
 OPTIONAL = {"place": PLACES, "friend": ANIMALS, "thing": THINGS, "ending": ENDINGS}
+NAMES = tuple(OPTIONAL)
 BODY = 4  # sentences that a good story has between the first and the last
 HELD_OUT = frozenset((hero, MOODS[i % len(MOODS)]) for i, hero in enumerate(ANIMALS))
 SHOWN = tuple((h, m) for h in ANIMALS for m in MOODS if (h, m) not in HELD_OUT)
 HIDDEN = tuple(sorted(HELD_OUT))
+Drawn = tuple[str, str, str | None, str | None, str | None, str | None, int]  # as in Request
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,7 @@ class Request:
     @cached_property
     def key(self) -> str:
         """Identity by demands: the same demands in other words are the same request."""
-        extras = (self.place, self.friend, self.thing, self.ending)
-        return f"story:{self.hero}:{self.mood}:{':'.join([extra or '' for extra in extras])}"
+        return _key(self.hero, self.mood, self.place, self.friend, self.thing, self.ending)
 
     @property
     def demands(self) -> int:
@@ -232,9 +233,25 @@ def _closing(request: Request, mood: str, rng: random.Random) -> str:
 
 def split_of(request: Request) -> Split:
     """The split a request belongs to: OOD if hero and mood are held out, else by a hash."""
-    if (request.hero, request.mood) in HELD_OUT:
+    r = request
+    return _split_of(r.hero, r.mood, r.place, r.friend, r.thing, r.ending)
+
+
+def _split_of(hero: str, mood: str, *extras: str | None) -> Split:
+    if (hero, mood) in HELD_OUT:
         return Split.OOD
-    return split_by_hash(request.key)
+    return split_by_hash(_key(hero, mood, *extras))
+
+
+def _key(
+    hero: str,
+    mood: str,
+    place: str | None,
+    friend: str | None,
+    thing: str | None,
+    ending: str | None,
+) -> str:
+    return f"story:{hero}:{mood}:{place or ''}:{friend or ''}:{thing or ''}:{ending or ''}"
 
 
 def story(
@@ -255,9 +272,9 @@ def story(
     rng = seeded("story", split, seed, i, least, most)
     pairs = HIDDEN if split is Split.OOD else SHOWN
     while True:
-        candidate = _draw(rng, pairs, least + int(rng.random() * (most - least + 1)))
-        if split_of(candidate) is split:
-            return candidate
+        drawn = _draw(rng, pairs, least + int(rng.random() * (most - least + 1)))
+        if _split_of(*drawn[:-1]) is split:
+            return Request(*drawn)
 
 
 def stories(
@@ -281,13 +298,14 @@ def stream(
         i += 1
 
 
-def _draw(rng: random.Random, pairs: tuple[tuple[str, str], ...], demands: int) -> Request:
+def _draw(rng: random.Random, pairs: tuple[tuple[str, str], ...], demands: int) -> Drawn:
+    """The fields of a request. Of a held-out split ten are drawn for one that is made."""
     hero, mood = pick(rng, pairs)
-    asked = picks(rng, tuple(OPTIONAL), demands - DEMANDS[0])
+    asked = picks(rng, NAMES, demands - DEMANDS[0])
     friend = None
     while "friend" in asked and friend in (None, hero):
         friend = pick(rng, ANIMALS)
-    return Request(
+    return (
         hero,
         mood,
         pick(rng, PLACES) if "place" in asked else None,
